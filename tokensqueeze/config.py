@@ -1,0 +1,354 @@
+"""A run's settings: one TOML file, checked whole before anything starts, every mistake listed at once with its key.
+
+Defaults are the paper's (TokenSqueeze, arXiv 2511.13223), and where the paper is silent the value named in the README. A
+`method` bundles a selector, a rewriter and an objective (`tokensqueeze.methods`); a section of its own overrides its part.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tokensqueeze.errors import SettingsError
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class ModelSettings(Section):
+    path: str = "demo"
+    """A Hugging Face causal LM directory with tokenizer and chat template, or `demo` for the model that ships."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number type of inference; `auto` is float32 on a CPU and the checkpoint's own elsewhere."""
+    think_end: str = "</think>"
+    """Text that ends the thinking block; a completion without it is all thinking."""
+
+
+class ProblemSource(Section):
+    path: str
+    """A JSONL or Parquet file, or `demo:train`, `demo:dev`, `demo:test` for the problems that ship."""
+    format: Literal["auto", "jsonl", "parquet", "gsm8k", "math"] = "auto"
+    """`gsm8k`: the answer follows `####`; `math`: it is the last `\\boxed{}` of `solution`, or `answer`."""
+    question_column: str | None = None
+    """Defaults to the first of question, problem, prompt that the file has."""
+    answer_column: str | None = None
+    """Defaults to the first of answer, gold_answer, solution that the file has."""
+    id_column: str | None = None
+    """Defaults to `id` or `problem_id` where the file has it, else the row's number."""
+    limit: int | None = Field(default=None, ge=1)
+    """Keep the first this many."""
+    seed: int = 0
+    """Which problems to draw, for `demo:` sources."""
+    per_shard: int = Field(default=16, ge=1)
+    """Problems handled, and redone after a kill, together."""
+
+
+class ProblemsSettings(Section):
+    train: ProblemSource
+    dev: ProblemSource | None = None
+    """Problems on which training watches its accuracy; none: it watches its loss alone."""
+    test: ProblemSource | None = None
+    """Held-out problems for the evaluation; none: the run ends with the model."""
+    instruction: str = ""
+    """Text put behind every question, after a blank line."""
+    too_long: Literal["error", "drop"] = "error"
+    """What to do with a problem whose prompt leaves no room in the model's context."""
+
+
+class SamplingSettings(Section):
+    num_samples: int = Field(default=64, ge=1)
+    """Traces drawn per problem."""
+    temperature: float = Field(default=0.9, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: int = Field(default=8192, ge=1)
+    seed: int = 0
+
+
+class VerifierSettings(Section):
+    kind: Literal["math"] = "math"
+    """`math`: the last `\\boxed{}` after the thinking block against the gold answer, by Math-Verify."""
+    timeout_seconds: float = Field(default=5.0, gt=0)
+    """Longest time one verdict may take; its clock starts when its work starts."""
+
+
+class AdaptiveDepth(Section):
+    name: Literal["adaptive_depth"] = "adaptive_depth"
+    alpha: float = Field(default=0.2, ge=0, le=1)
+    """Share of the correct traces kept is alpha·(1 − pass rate)."""
+
+
+class Shortest(Section):
+    name: Literal["shortest"] = "shortest"
+
+
+class FixedQuantile(Section):
+    name: Literal["fixed_quantile"] = "fixed_quantile"
+    quantile: float = Field(default=0.2, ge=0, le=1)
+    """Share of the correct traces kept, whatever the pass rate."""
+
+
+class ReliableShortest(Section):
+    name: Literal["reliable_shortest"] = "reliable_shortest"
+    min_reliability: float = Field(default=0.8, ge=0, le=1)
+    """Share of the samples no longer than the chosen one that must be correct."""
+
+
+SelectorSettings = Annotated[AdaptiveDepth | Shortest | FixedQuantile | ReliableShortest, Field(discriminator="name")]
+
+
+class NoRewrite(Section):
+    name: Literal["none"] = "none"
+
+
+class StepRewriter(Section):
+    num_candidates: int = Field(default=64, ge=1)
+    """K: draws per step."""
+    temperature: float = Field(default=1.0, gt=0)
+    kl_bound: float = Field(default=0.005, gt=0)
+    """ε, in nats: per token where `kl_reduction` is `mean`, over the window where it is `sum`."""
+    kl_reduction: Literal["mean", "sum"] = "mean"
+    window_tokens: int = Field(default=512, ge=1)
+    """T: how many of the trace's following tokens the KL is taken on."""
+    seed: int = 0
+
+
+class KLBound(StepRewriter):
+    name: Literal["kl_bound"] = "kl_bound"
+
+
+class Reliable(StepRewriter):
+    name: Literal["reliable"] = "reliable"
+    num_candidates: int = Field(default=32, ge=1)
+    min_reliability: float = Field(default=0.9, ge=0, le=1)
+    """ρ: smoothed share of a form's draws that must pass the bound."""
+    form: Literal["masked_numbers", "length_class"] = "masked_numbers"
+    """What makes two draws the same form: equal once numbers are masked, or of about the same length."""
+    max_step_tokens: int = Field(default=512, ge=1)
+    """Draws are not cut at the original's length, but here."""
+
+
+RewriterSettings = Annotated[NoRewrite | KLBound | Reliable, Field(discriminator="name")]
+
+
+class PairingSettings(Section):
+    max_pairs_per_problem: int = Field(default=64, ge=1)
+    """M: where a problem has more, M are drawn by a seed from its id."""
+    longer_correct_ratio: float | None = Field(default=None, gt=1)
+    """Also reject correct traces longer than this times the chosen one (the paper's ablation: 1.5); off by default."""
+
+
+class SFT(Section):
+    name: Literal["sft"] = "sft"
+
+
+class DPO(Section):
+    name: Literal["dpo"] = "dpo"
+    beta: float = Field(default=0.1, gt=0)
+
+
+class DPOLengthSFT(Section):
+    name: Literal["dpo_length_sft"] = "dpo_length_sft"
+    beta: float = Field(default=0.1, gt=0)
+    length_weight: float = Field(default=1.0, ge=0)
+    """λ, the weight of log(ℓ(rejected)/ℓ(chosen)) in the margin."""
+    length_margin: Literal["target", "bonus"] = "target"
+    """`target`: the margin is demanded (−λ·log ratio, as derived); `bonus`: it is granted (+)."""
+    dpo_weight: float = Field(default=0.5, ge=0, le=1)
+    """η: the loss is η·DPO-L + (1 − η)·SFT."""
+
+
+ObjectiveSettings = Annotated[SFT | DPO | DPOLengthSFT, Field(discriminator="name")]
+
+
+class TrainingSettings(Section):
+    learning_rate: float = Field(default=5e-6, gt=0)
+    batch_size: int = Field(default=128, ge=1)
+    """Pairs per optimiser step, over all workers."""
+    micro_batch_size: int = Field(default=1, ge=1)
+    """Pairs per forward pass and worker."""
+    epochs: int = Field(default=1, ge=1)
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    max_length: int = Field(default=9000, ge=1)
+    """Prompt and completion together; a pair with a longer side is left out whole, and counted."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    num_workers: int = Field(default=1, ge=1)
+    gpus_per_worker: float = Field(default=0, ge=0)
+    checkpoint_every: int = Field(default=50, ge=1)
+    """Optimiser steps between checkpoints."""
+    dev_every: int = Field(default=50, ge=1)
+    """Optimiser steps between looks at the dev accuracy."""
+    dev_problems: int = Field(default=64, ge=1)
+    max_dev_accuracy_drop: float = Field(default=0.2, gt=0, le=1)
+    """Training stops when dev accuracy falls this far below the base model's."""
+    seed: int = 0
+
+
+class EvaluationSettings(Section):
+    num_samples: int = Field(default=16, ge=1)
+    """Sampled traces per problem; greedy decoding is always done too."""
+    temperature: float = Field(default=0.6, gt=0)
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    max_tokens: int = Field(default=32768, ge=1)
+    token_budget: int = Field(default=32768, ge=1)
+    """B of the area under accuracy against token budget."""
+    seed: int = 0
+
+
+class EngineSettings(Section):
+    kind: Literal["transformers", "vllm"] = "transformers"
+    max_batch_size: int = Field(default=64, ge=1)
+    """Rows decoded at once; what waits takes the place of what has finished."""
+    threads: int = Field(default=1, ge=1)
+    """Threads of one worker. More than one may change the last bits of a float, and so a draw."""
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    """GPUs one vLLM engine spans."""
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+
+
+class ResourcesSettings(Section):
+    workers: int = Field(default=1, ge=1)
+    """Actors per stage."""
+    cpus_per_worker: float = Field(default=1, gt=0)
+    gpus_per_worker: float = Field(default=0, ge=0)
+    """For stages that run the model."""
+
+
+class Settings(Section):
+    method: str = "tokensqueeze"
+    """A named bundle of selector, rewriter and objective; see `tokensqueeze methods`."""
+    model: ModelSettings = ModelSettings()
+    problems: ProblemsSettings
+    sampling: SamplingSettings = SamplingSettings()
+    verifier: VerifierSettings = VerifierSettings()
+    selector: SelectorSettings
+    rewriter: RewriterSettings
+    pairing: PairingSettings = PairingSettings()
+    objective: ObjectiveSettings
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    engine: EngineSettings = EngineSettings()
+    resources: ResourcesSettings = ResourcesSettings()
+
+
+def read_settings_file(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a TOML file and lay `key.path=value` overrides over it; values are TOML, or else plain text.
+
+    Raises `SettingsError` for a missing or malformed file or override.
+    """
+    try:
+        values = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}; name an existing TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not valid TOML: {error}") from error
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not all(key.split(".")):
+            raise SettingsError(f"--set {override}: write it as section.key=value")
+        *sections, last = key.split(".")
+        target = values
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise SettingsError(f"--set {override}: {section!r} is a value, not a section")
+        target[last] = _toml_value(text)
+    return values
+
+
+def check_settings(values: dict[str, Any]) -> Settings:
+    """Check all settings. Raises `SettingsError` that lists every mistake with its key."""
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError(mistakes_text(_mistake(values, detail) for detail in error.errors())) from None
+    clashes = [*_clashes(settings)]
+    if clashes:
+        raise SettingsError(mistakes_text(clashes))
+    return settings
+
+
+def mistakes_text(mistakes: Iterable[str]) -> str:
+    listed = list(mistakes)
+    count = "1 mistake" if len(listed) == 1 else f"{len(listed)} mistakes"
+    return f"the settings have {count}:" + "".join(f"\n  {mistake}" for mistake in listed)
+
+
+def _clashes(settings: Settings) -> Iterable[str]:
+    """Yield what is wrong between settings that are each right."""
+    training, engine, resources = settings.training, settings.engine, settings.resources
+    per_step = training.micro_batch_size * training.num_workers
+    if training.batch_size % per_step:
+        yield (f"training.batch_size: {training.batch_size} is not a multiple of micro_batch_size × num_workers = {per_step}")
+    if settings.evaluation.max_tokens > settings.evaluation.token_budget:
+        yield (
+            f"evaluation.max_tokens: {settings.evaluation.max_tokens} is over evaluation.token_budget = "
+            f"{settings.evaluation.token_budget}; a trace longer than the budget has no place under the curve"
+        )
+    if engine.kind == "vllm" and engine.tensor_parallel_size > max(1, resources.gpus_per_worker):
+        yield (
+            f"engine.tensor_parallel_size: {engine.tensor_parallel_size} GPUs, but resources.gpus_per_worker = "
+            f"{resources.gpus_per_worker:g}"
+        )
+
+
+def _mistake(values: dict[str, Any], detail: Any) -> str:
+    """Put one of pydantic's errors as `key: what is wrong; the way out`."""
+    names = _choice_names(values)
+    location = [str(part) for part in detail["loc"] if part not in names]
+    key, given = ".".join(location), detail["input"]
+    match detail["type"]:
+        case "extra_forbidden":
+            known = _known_keys(values, detail["loc"][:-1])
+            close = difflib.get_close_matches(location[-1], known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+            return f"{key}: unknown setting; {hint}"
+        case "missing":
+            return f"{key}: missing; this setting has no default"
+        case "union_tag_invalid":
+            return f"{key}.name: {detail['ctx']['tag']!r} is not one of {detail['ctx']['expected_tags']}"
+        case "union_tag_not_found":
+            return f"{key}.name: missing; it picks the kind"
+        case _:
+            message = detail["msg"][0].lower() + detail["msg"][1:]
+            return f"{key}: {message}; it is {given!r}"
+
+
+def _choice_names(values: dict[str, Any]) -> set[str]:
+    """Pydantic puts a discriminated choice's name into the location; a user's key has none."""
+    parts = (values.get(part) for part in ("selector", "rewriter", "objective"))
+    return {part["name"] for part in parts if isinstance(part, dict) and isinstance(part.get("name"), str)}
+
+
+def _known_keys(values: dict[str, Any], location: Sequence[Any]) -> list[str]:
+    section: Any = Settings
+    for part in location:
+        options = _sections_of(section.model_fields[part].annotation if part in section.model_fields else section)
+        named = [
+            option for option in options if option.model_fields.get("name") and option.model_fields["name"].default == part
+        ]
+        section = (named or options)[0] if len(options) == 1 or named else options
+        if isinstance(section, list):  # a choice whose name is the location's next part
+            name = values.get(str(part), {}).get("name")
+            section = next(option for option in options if option.model_fields["name"].default == name)
+    return sorted(section.model_fields)
+
+
+def _sections_of(annotation: Any) -> list[Any]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for argument in get_args(annotation) for section in _sections_of(argument)]
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

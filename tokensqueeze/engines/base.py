@@ -1,0 +1,43 @@
+"""What every engine does: turn prompts into completions, each row with a seed of its own."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from tokensqueeze.schema import FinishReason
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    prompt_token_ids: Sequence[int]
+    max_tokens: int
+    temperature: float
+    """0 is greedy."""
+    top_p: float
+    seed: int
+    stop_texts: tuple[str, ...] = ()
+    """The completion ends with the token that completes one of these, or at an end-of-sequence token."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    token_ids: list[int]
+    """What was generated, the token that ended it included."""
+    finish_reason: FinishReason
+
+
+class Engine(Protocol):
+    """A model that generates.
+
+    `deterministic` engines give a request the same tokens whichever worker, batch order or restart it meets, provided the
+    same requests come in one call; an engine that batches by arrival can't promise that.
+    """
+
+    deterministic: bool
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        """Return one generation per request, in the requests' order.
+
+        Raises `EngineError` for a prompt with no room left in the model's context.
+        """
+        ...

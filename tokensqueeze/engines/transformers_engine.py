@@ -1,0 +1,287 @@
+"""Generation with transformers, on a CPU or a GPU: a batch of slots, where a row that finishes gives its place to the next.
+
+Which rows share a batch follows from the requests' order alone, and each row draws from a random stream of its own, so the
+same call gives the same tokens on any worker.
+
+Shapes: B rows in the batch, P prompt tokens, S tokens seen so far, V vocabulary, H key/value heads, D head size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import DynamicCache
+
+from tokensqueeze.engines.base import Generation, GenerationRequest
+from tokensqueeze.engines.checkpoint import context_length, eos_token_ids, load_model, load_tokenizer
+from tokensqueeze.errors import EngineError
+from tokensqueeze.schema import FinishReason
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_PREFILL_TOKENS = 16_384
+"""Padded prompt tokens per forward pass."""
+_GROWTH = 128
+"""The cache grows by this many positions."""
+
+
+class TransformersEngine:
+    """A causal LM whose layers all attend to the whole context; the model is used as it is, in its own dtype and place."""
+
+    deterministic = True
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        *,
+        eos_token_ids: frozenset[int],
+        context_length: int,
+        max_batch_size: int = 64,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+    ):
+        layer_types = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+        if layer_types != {"full_attention"}:
+            raise EngineError(
+                f"{model.config.model_type}: layers of type {', '.join(sorted(layer_types - {'full_attention'}))} are not "
+                f'served by the transformers engine; set engine.kind = "vllm"'
+            )
+        self.model, self.tokenizer = model, tokenizer
+        self.eos_token_ids, self.context_length, self.max_batch_size = eos_token_ids, context_length, max_batch_size
+        # Kept from call to call: fresh memory costs more than the arithmetic on it.
+        self._cache = _SlotCache(max_batch_size, model.device)
+        self._token_texts: list[str] | None = None
+
+    @classmethod
+    def load(cls, folder: Path, *, dtype: torch.dtype, device: str, max_batch_size: int) -> "TransformersEngine":
+        return cls(
+            load_model(folder, dtype).to(device),  # type: ignore[arg-type]
+            eos_token_ids=eos_token_ids(folder),
+            context_length=context_length(folder),
+            max_batch_size=max_batch_size,
+            tokenizer=load_tokenizer(folder),
+        )
+
+    @torch.inference_mode()
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        rows = [self._admit(index, request) for index, request in enumerate(requests)]
+        batch = _Batch(self.model, self._cache)
+        waiting = list(reversed(rows))
+        while waiting or batch.rows:
+            free = batch.slots - len(batch.rows)
+            # Prompts are read several at a time; until then, the batch runs on, smaller.
+            if waiting and (free >= max(1, batch.slots // 8) or not batch.rows):
+                batch.add([waiting.pop() for _ in range(min(free, len(waiting)))])
+            for row, token in zip(batch.rows, batch.step(), strict=True):
+                self._append(row, token)
+            batch.drop_finished()
+        return [Generation(row.token_ids, row.finish_reason or "length") for row in rows]
+
+    def _admit(self, index: int, request: GenerationRequest) -> "_Row":
+        room = self.context_length - len(request.prompt_token_ids)
+        if room < 1:
+            raise EngineError(
+                f"request {index}: its prompt has {len(request.prompt_token_ids)} tokens and the model's context "
+                f"{self.context_length}; shorten the prompt"
+            )
+        if not request.prompt_token_ids:
+            raise EngineError(f"request {index}: its prompt is empty; a completion needs at least one token to follow")
+        return _Row(request, max_tokens=min(request.max_tokens, room))
+
+    def _append(self, row: "_Row", token: int) -> None:
+        row.token_ids.append(token)
+        if token in self.eos_token_ids or (row.request.stop_texts and self._completes_stop_text(row, token)):
+            row.finish_reason = "stop"
+        elif len(row.token_ids) >= row.max_tokens:
+            row.finish_reason = "length"
+
+    def _completes_stop_text(self, row: "_Row", token: int) -> bool:
+        text = row.tail + self._text_of(token)
+        row.tail = text[-max(len(stop_text) for stop_text in row.request.stop_texts) :]
+        # A stop text that ended before this token would have ended the row.
+        return any(stop_text in text for stop_text in row.request.stop_texts)
+
+    def _text_of(self, token: int) -> str:
+        if self._token_texts is None:
+            if self.tokenizer is None:
+                raise EngineError("a request has a stop text, and the engine was given no tokenizer to find it with")
+            self._token_texts = self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))])
+        return self._token_texts[token] if token < len(self._token_texts) else ""
+
+
+@dataclass(eq=False)
+class _Row:
+    request: GenerationRequest
+    max_tokens: int
+    token_ids: list[int] = field(default_factory=list)
+    tail: str = ""
+    """The end of the text so far, in which a stop text may have begun."""
+    finish_reason: FinishReason | None = None
+    uniforms: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        count = self.max_tokens if self.request.temperature > 0 else 0
+        self.uniforms = np.random.Generator(np.random.Philox(key=self.request.seed)).random(count)
+
+
+class _Batch:
+    """The rows in flight; row b lives in slot b of the cache, without gaps."""
+
+    def __init__(self, model: "PreTrainedModel", cache: "_SlotCache"):
+        self.model, self.cache, self.slots = model, cache, cache.slots
+        self.rows: list[_Row] = []
+        self.lengths = torch.zeros(self.slots, dtype=torch.long, device=model.device)
+        self.last_tokens = torch.zeros(self.slots, dtype=torch.long, device=model.device)
+
+    def add(self, rows: Sequence[_Row]) -> None:
+        """Read the rows' prompts, each distinct one once, all but its last token, which the first step reads."""
+        first_slot = len(self.rows)
+        prompts: dict[tuple[int, ...], list[int]] = {}
+        for offset, row in enumerate(rows):
+            prompts.setdefault(tuple(row.request.prompt_token_ids), []).append(first_slot + offset)
+        for chunk in _chunks_of_tokens(list(prompts), _PREFILL_TOKENS):
+            self._prefill(chunk, [prompts[prompt] for prompt in chunk])
+        for offset, row in enumerate(rows):
+            self.lengths[first_slot + offset] = len(row.request.prompt_token_ids) - 1
+            self.last_tokens[first_slot + offset] = row.request.prompt_token_ids[-1]
+        self.rows.extend(rows)
+
+    def _prefill(self, prompts: Sequence[tuple[int, ...]], slots: Sequence[Sequence[int]]) -> None:
+        longest = max(len(prompt) for prompt in prompts) - 1
+        if longest == 0:
+            return
+        # Padding stands on the right, where causal attention never looks back at it.
+        ids_BP = torch.zeros(len(prompts), longest, dtype=torch.long)
+        for index, prompt in enumerate(prompts):
+            ids_BP[index, : len(prompt) - 1] = torch.tensor(prompt[:-1])
+        read = DynamicCache()
+        self.model.base_model(input_ids=ids_BP.to(self.model.device), past_key_values=read, use_cache=True)
+        source = torch.tensor([index for index, targets in enumerate(slots) for _ in targets], device=self.model.device)
+        target = torch.tensor([slot for targets in slots for slot in targets], device=self.model.device)
+        for layer_index, layer in enumerate(read.layers):
+            self.cache.fill(layer_index, target, layer.keys[source], layer.values[source])  # type: ignore[index]
+
+    def step(self) -> list[int]:
+        """Read every row's last token and return its next."""
+        count = len(self.rows)
+        lengths_B = self.lengths[:count]
+        seen = int(lengths_B.max()) + 1
+        visible_BS = torch.arange(seen, device=lengths_B.device)[None] <= lengths_B[:, None]
+        mask_B11S = torch.zeros(count, 1, 1, seen, dtype=self.model.dtype, device=lengths_B.device)
+        mask_B11S.masked_fill_(~visible_BS[:, None, None], torch.finfo(self.model.dtype).min)
+        self.cache.begin_step(lengths_B, seen)
+        output = self.model(
+            input_ids=self.last_tokens[:count, None],
+            position_ids=lengths_B[:, None],
+            attention_mask=mask_B11S,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        tokens_B = _draw(output.logits[:, -1].float(), self.rows)
+        self.lengths[:count] += 1
+        self.last_tokens[:count] = tokens_B
+        return tokens_B.tolist()
+
+    def drop_finished(self) -> None:
+        """Free the finished rows' slots; the last rows move into the gaps."""
+        for slot in reversed([slot for slot, row in enumerate(self.rows) if row.finish_reason]):
+            last = len(self.rows) - 1
+            if slot != last:
+                self.cache.move(last, slot, int(self.lengths[last]))
+                self.lengths[slot], self.last_tokens[slot] = self.lengths[last], self.last_tokens[last]
+                self.rows[slot] = self.rows[last]
+            self.rows.pop()
+
+
+class _SlotCache:
+    """Keys and values of B slots, each of its own length, as the models' attention layers ask for them (`update`).
+
+    What an earlier row left beyond a row's length is finite and masked, so it counts for exactly nothing.
+    """
+
+    is_compileable = False
+
+    def __init__(self, slots: int, device: torch.device):
+        self.slots, self.device = slots, device
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+
+    def begin_step(self, lengths_B: torch.Tensor, seen: int) -> None:
+        self.lengths_B, self.seen = lengths_B, seen
+        self.slot_B = torch.arange(len(lengths_B), device=self.device)
+
+    def update(
+        self, keys_BH1D: torch.Tensor, values_BH1D: torch.Tensor, layer: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self._make_room(layer, keys_BH1D, values_BH1D, self.seen)
+        self.keys[layer][self.slot_B, :, self.lengths_B] = keys_BH1D[:, :, 0]
+        self.values[layer][self.slot_B, :, self.lengths_B] = values_BH1D[:, :, 0]
+        count = len(self.lengths_B)
+        return self.keys[layer][:count, :, : self.seen], self.values[layer][:count, :, : self.seen]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.seen - 1
+
+    def fill(self, layer: int, slots: torch.Tensor, keys_BHPD: torch.Tensor, values_BHPD: torch.Tensor) -> None:
+        length = keys_BHPD.shape[2]
+        self._make_room(layer, keys_BHPD, values_BHPD, length)
+        self.keys[layer][slots, :, :length] = keys_BHPD
+        self.values[layer][slots, :, :length] = values_BHPD
+
+    def move(self, source: int, target: int, length: int) -> None:
+        for tensor in (*self.keys, *self.values):
+            tensor[target, :, :length] = tensor[source, :, :length]
+
+    def _make_room(self, layer: int, keys: torch.Tensor, values: torch.Tensor, needed: int) -> None:
+        for kept, new in ((self.keys, keys), (self.values, values)):
+            if len(kept) == layer:
+                kept.append(new.new_zeros(self.slots, new.shape[1], 0, new.shape[3]))
+            held = kept[layer].shape[2]
+            if needed > held:
+                grown = max(needed, held + _GROWTH)
+                kept[layer] = torch.nn.functional.pad(kept[layer], (0, 0, 0, grown - held))
+
+
+def _draw(logits_BV: torch.Tensor, rows: Sequence[_Row]) -> torch.Tensor:
+    """Draw each row's next token: the largest logit, or the inverse of the distribution function at the row's own uniform."""
+    greedy_B = logits_BV.argmax(-1)
+    sampled = [index for index, row in enumerate(rows) if row.request.temperature > 0]
+    if not sampled:
+        return greedy_B
+    place = {"device": logits_BV.device, "dtype": torch.float32}
+    temperature_B = torch.tensor([rows[index].request.temperature for index in sampled], **place)  # type: ignore[arg-type]
+    uniform_B = torch.tensor([rows[index].uniforms[len(rows[index].token_ids)] for index in sampled], dtype=torch.float64)
+    probabilities_BV = torch.softmax(logits_BV[sampled] / temperature_B[:, None], dim=-1)
+    if any(rows[index].request.top_p < 1 for index in sampled):
+        top_p_B = torch.tensor([rows[index].request.top_p for index in sampled], **place)  # type: ignore[arg-type]
+        probabilities_BV = _nucleus(probabilities_BV, top_p_B)
+    cumulative_BV = probabilities_BV.cumsum(-1, dtype=torch.float64)
+    threshold_B = uniform_B.to(cumulative_BV.device) * cumulative_BV[:, -1]
+    drawn_B = torch.searchsorted(cumulative_BV, threshold_B[:, None], right=True)[:, 0]
+    tokens_B = greedy_B.clone()
+    tokens_B[sampled] = drawn_B.clamp(max=logits_BV.shape[-1] - 1)
+    return tokens_B
+
+
+def _nucleus(probabilities_BV: torch.Tensor, top_p_B: torch.Tensor) -> torch.Tensor:
+    """Keep the fewest most probable tokens whose mass reaches top_p."""
+    ordered_BV, order_BV = probabilities_BV.sort(dim=-1, descending=True, stable=True)
+    before_BV = ordered_BV.cumsum(-1) - ordered_BV
+    ordered_BV = ordered_BV.masked_fill(before_BV >= top_p_B[:, None], 0.0)
+    return torch.zeros_like(probabilities_BV).scatter_(-1, order_BV, ordered_BV)
+
+
+def _chunks_of_tokens(prompts: Sequence[tuple[int, ...]], most: int) -> list[list[tuple[int, ...]]]:
+    """Split prompts, in order, into lists whose padded size stays within `most` tokens; one prompt always fits."""
+    chunks: list[list[tuple[int, ...]]] = []
+    longest = 0
+    for prompt in prompts:
+        longest = max(longest, len(prompt))
+        if not chunks or (len(chunks[-1]) + 1) * longest > most:
+            chunks.append([])
+            longest = len(prompt)
+        chunks[-1].append(prompt)
+    return chunks

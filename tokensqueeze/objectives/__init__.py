@@ -1,0 +1,1 @@
+"""What training minimises: DPO with a length margin, SFT, and their sum."""

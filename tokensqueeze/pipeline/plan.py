@@ -1,0 +1,274 @@
+"""The chain of tables a run will make, each with the fingerprint of all it depends on.
+
+Planning reads settings, problem files and the model's directory, and starts nothing. A table's folder is
+`<store>/<table>/<fingerprint>`, so a changed setting leads to new folders for what depends on it, and to the old ones for
+the rest.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from tokensqueeze.config import SFT, NoRewrite, ProblemSource, Reliable, Settings, mistakes_text
+from tokensqueeze.engines.checkpoint import context_length, load_tokenizer, model_dir
+from tokensqueeze.errors import SettingsError, TokenSqueezeError
+from tokensqueeze.fingerprint import fingerprint, model_fingerprint
+from tokensqueeze.problems.prompts import prepare
+from tokensqueeze.problems.source import read_problems
+from tokensqueeze.schema import (
+    EvaluationTrace,
+    PreferencePair,
+    Problem,
+    RefinedTrace,
+    ScoredPair,
+    SelectedTrace,
+    StepCandidates,
+    Trace,
+    VerifiedTrace,
+)
+from tokensqueeze.stages.accept_steps import AcceptSteps
+from tokensqueeze.stages.build_pairs import BuildPairs
+from tokensqueeze.stages.evaluate_model import EvaluateModel
+from tokensqueeze.stages.model_source import ModelSource
+from tokensqueeze.stages.propose_steps import ProposeSteps
+from tokensqueeze.stages.sample_traces import SampleTraces
+from tokensqueeze.stages.score_reference import ScoreReference
+from tokensqueeze.stages.select_traces import SelectTraces
+from tokensqueeze.stages.stage import Stage
+from tokensqueeze.stages.verify_traces import VerifyTraces
+from tokensqueeze.tables import Table
+
+Split = Literal["train", "dev", "test"]
+
+RULES_VERSION = 1
+"""Part of every fingerprint: raised when a stage's code gives other rows for the same settings."""
+
+
+@dataclass(frozen=True)
+class ProblemSet:
+    """The problems of one split, and the table they go to."""
+
+    table: Table[Problem]
+    fingerprint: str
+    problems: list[Problem]
+    per_shard: int
+    dropped_too_long: list[str]
+
+    def shards(self) -> list[list[Problem]]:
+        """Return the problems in shards, each a fixed set that goes through all stages together."""
+        starts = range(0, len(self.problems), self.per_shard)
+        return [self.problems[start : start + self.per_shard] for start in starts]
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    settings: Settings
+    base: ModelSource
+    problem_sets: Mapping[Split, ProblemSet]
+    sample: Stage[Trace]
+    verify: Stage[VerifiedTrace]
+    select: Stage[SelectedTrace]
+    propose: Stage[StepCandidates]
+    accept: Stage[RefinedTrace]
+    pair: Stage[PreferencePair]
+    score: Stage[ScoredPair]
+    training_dir: Path
+    training_fingerprinted: Mapping[str, Any]
+    evaluate_base: Stage[EvaluationTrace] | None
+    evaluate_squeezed: Stage[EvaluationTrace] | None
+
+
+def plan_run(settings: Settings, store: Path) -> RunPlan:
+    """Plan a run. Raises `SettingsError` that lists every problem file and model directory that can't be used."""
+    store = store.absolute()  # Ray's workers have working directories of their own.
+    folder, problem_sets = _checked_inputs(settings, store)
+    think_end = settings.model.think_end
+    base = ModelSource(folder, settings.engine, settings.model.dtype, think_end)
+    model = {"model": model_fingerprint(folder), "dtype": settings.model.dtype, "think_end": think_end}
+    engine = settings.engine.model_dump(exclude={"gpu_memory_utilization"})
+    train = problem_sets["train"]
+    tables = _Tables(store, len(train.shards()))
+    problems = {"problems": train.table}
+    rewriter, drawing = settings.rewriter, _drawing(settings)
+
+    sample = tables.stage(
+        "traces",
+        Trace,
+        problems,
+        partial(SampleTraces, base, settings.sampling),
+        {"sampling": settings.sampling.model_dump(), "engine": engine, "problems": train.fingerprint, **model},
+        runs_model=True,
+    )
+    verify = tables.stage(
+        "verified_traces",
+        VerifiedTrace,
+        problems | {"traces": sample.output},
+        partial(VerifyTraces, base, settings.verifier),
+        {"verifier": settings.verifier.model_dump(), "think_end": think_end, "traces": sample.output.path.name},
+    )
+    select = tables.stage(
+        "selected_traces",
+        SelectedTrace,
+        {"verified_traces": verify.output},
+        partial(SelectTraces, settings.selector),
+        {"selector": settings.selector.model_dump(), "verified_traces": verify.output.path.name},
+    )
+    propose = tables.stage(
+        "step_candidates",
+        StepCandidates,
+        problems | {"selected_traces": select.output},
+        partial(ProposeSteps, base, rewriter),
+        {"drawing": drawing, "engine": engine, "selected_traces": select.output.path.name, **model},
+        runs_model=not isinstance(rewriter, NoRewrite),
+    )
+    accept = tables.stage(
+        "refined_traces",
+        RefinedTrace,
+        problems | {"selected_traces": select.output, "step_candidates": propose.output},
+        partial(AcceptSteps, base, rewriter),
+        {"rewriter": rewriter.model_dump(), "step_candidates": propose.output.path.name, **model},
+        runs_model=not isinstance(rewriter, NoRewrite),
+    )
+    with_rejected = not isinstance(settings.objective, SFT)
+    pair = tables.stage(
+        "preference_pairs",
+        PreferencePair,
+        problems | {"refined_traces": accept.output, "verified_traces": verify.output},
+        partial(BuildPairs, settings.pairing, with_rejected=with_rejected),
+        {
+            "pairing": settings.pairing.model_dump(),
+            "with_rejected": with_rejected,
+            "refined_traces": accept.output.path.name,
+            "verified_traces": verify.output.path.name,
+        },
+    )
+    score = tables.stage(
+        "scored_pairs",
+        ScoredPair,
+        {"preference_pairs": pair.output},
+        partial(ScoreReference, base),
+        {"preference_pairs": pair.output.path.name, **model},
+        runs_model=True,
+    )
+    dev, test = problem_sets.get("dev"), problem_sets.get("test")
+    training = {
+        "training": settings.training.model_dump(exclude={"checkpoint_every", "gpus_per_worker"}),
+        "objective": settings.objective.model_dump(),
+        "scored_pairs": score.output.path.name,
+        "dev": dev.fingerprint if dev else None,
+        **model,
+    }
+    training_dir = store / "model" / _name(training)
+    evaluations: list[Stage[EvaluationTrace] | None] = [None, None]
+    if test:
+        shared = {
+            "evaluation": settings.evaluation.model_dump(exclude={"token_budget"}),
+            "verifier": settings.verifier.model_dump(),
+            "engine": engine,
+            "problems": test.fingerprint,
+        }
+        squeezed = ModelSource(training_dir / "model", settings.engine, settings.model.dtype, think_end)
+        evaluations = [
+            _Tables(store, len(test.shards())).stage(
+                f"evaluation_{name}",
+                EvaluationTrace,
+                {"problems": test.table},
+                partial(EvaluateModel, source, settings.evaluation, settings.verifier),
+                shared | identity,
+                runs_model=True,
+            )
+            for name, source, identity in (
+                ("base", base, model),
+                ("squeezed", squeezed, {"training": training_dir.name, "dtype": settings.model.dtype}),
+            )
+        ]
+    return RunPlan(
+        settings,
+        base,
+        problem_sets,
+        sample,
+        verify,
+        select,
+        propose,
+        accept,
+        pair,
+        score,
+        training_dir,
+        training,
+        evaluations[0],
+        evaluations[1],
+    )
+
+
+@dataclass(frozen=True)
+class _Tables:
+    store: Path
+    num_shards: int
+
+    def stage(
+        self,
+        name: str,
+        row_type: type[Any],
+        inputs: Mapping[str, Table[Any]],
+        make_worker: Any,
+        fingerprinted: Mapping[str, Any],
+        *,
+        runs_model: bool = False,
+    ) -> Stage[Any]:
+        output = Table(self.store / name / _name(fingerprinted), row_type)
+        return Stage(name, output, inputs, self.num_shards, make_worker, fingerprinted, runs_model)
+
+
+def _name(fingerprinted: Mapping[str, Any]) -> str:
+    return fingerprint({"rules": RULES_VERSION, **fingerprinted})
+
+
+def _drawing(settings: Settings) -> dict[str, Any]:
+    """Return those of the rewriter's settings that the draws depend on: a changed bound leaves the draws as they are."""
+    rewriter = settings.rewriter
+    if isinstance(rewriter, NoRewrite):
+        return {"name": "none"}
+    cut = rewriter.max_step_tokens if isinstance(rewriter, Reliable) else "shorter than the step"
+    return {"cut": cut, **rewriter.model_dump(include={"num_candidates", "temperature", "seed"})}
+
+
+def _checked_inputs(settings: Settings, store: Path) -> tuple[Path, dict[Split, ProblemSet]]:
+    mistakes: list[str] = []
+    folder, problem_sets = None, {}
+    try:
+        folder = model_dir(settings.model.path)
+        tokenizer, context = load_tokenizer(folder), context_length(folder)
+    except TokenSqueezeError as error:
+        mistakes.append(str(error))
+    splits: dict[Split, ProblemSource | None] = {
+        "train": settings.problems.train,
+        "dev": settings.problems.dev,
+        "test": settings.problems.test,
+    }
+    for split, source in splits.items():
+        if source is None:
+            continue
+        try:
+            raw = read_problems(source, key=f"problems.{split}")
+            if folder is None or mistakes:
+                continue
+            prepared = prepare(
+                raw,
+                tokenizer=tokenizer,
+                context_length=context,
+                instruction=settings.problems.instruction,
+                too_long=settings.problems.too_long,
+                key=f"problems.{split}",
+            )
+        except TokenSqueezeError as error:
+            mistakes.append(str(error))
+            continue
+        content = [[p.problem_id, p.question, p.gold_answer, p.prompt_token_ids] for p in prepared.problems]
+        name = _name({"problems": content, "per_shard": source.per_shard})
+        table = Table(store / f"problems_{split}" / name, Problem)
+        problem_sets[split] = ProblemSet(table, name, prepared.problems, source.per_shard, prepared.dropped_too_long)
+    if mistakes or folder is None:
+        raise SettingsError(mistakes_text(mistakes))
+    return folder, problem_sets

@@ -1,0 +1,54 @@
+"""Connect to a Ray cluster, or start one on this machine that ends with the run."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+import ray.data
+
+from tokensqueeze.config import ResourcesSettings
+from tokensqueeze.errors import EngineError
+
+_WORKER_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+@contextmanager
+def ray_session(address: str | None, resources: ResourcesSettings) -> Iterator[None]:
+    """Use the Ray that is initialised, the one at `address` or in RAY_ADDRESS, or a private one on this machine.
+
+    A private one has a CPU for every worker asked for, and Ray's token authentication (`tokensqueeze.ray_token`).
+    Raises `EngineError` if the cluster can't be reached.
+    """
+    # The observer tells what there is to tell.
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address:
+        try:
+            ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": _WORKER_ENVIRONMENT})
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise EngineError(
+                f"--address {address}: no Ray cluster answers there ({error}); start one with ray start --head"
+            ) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    wanted = resources.workers * resources.cpus_per_worker
+    ray.init(
+        num_cpus=max(os.cpu_count() or 1, int(wanted)),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": _WORKER_ENVIRONMENT},
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()

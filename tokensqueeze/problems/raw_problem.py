@@ -1,0 +1,10 @@
+"""A problem as its file has it, before any model's chat template."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RawProblem:
+    problem_id: str
+    question: str
+    gold_answer: str

@@ -1,0 +1,332 @@
+"""Which charts a run has: those that its tables can fill."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from tokensqueeze.metrics.difficulty import BINS, DifficultyBin, by_difficulty, pass_rates
+from tokensqueeze.metrics.token_budget import accuracy_at_budgets
+from tokensqueeze.reporting.charts import Cell, Chart, Colour, Histogram, Line, bar_chart, histogram_chart, line_chart
+from tokensqueeze.reporting.comparisons import saved_tokens
+from tokensqueeze.reporting.report_data import ReportData, StageRecord
+from tokensqueeze.reporting.wording import duration, plain
+from tokensqueeze.schema import EvaluationTrace, RefinedTrace, StepDecision
+
+_SMALLEST_KL = 1e-7
+_BUDGETS = 100
+_PASS_RATES = {
+    "0": "none",
+    "(0, 0.25]": "to 25 %",
+    "(0.25, 0.5]": "to 50 %",
+    "(0.5, 0.75]": "to 75 %",
+    "(0.75, 1)": "under all",
+    "1": "all",
+}
+
+
+def evaluation_charts(data: ReportData) -> list[Chart]:
+    if not data.base_evaluation or not data.squeezed_evaluation:
+        return []
+    return [_budget_chart(data), _length_chart(data), *_difficulty_charts(data)]
+
+
+def refinement_charts(data: ReportData) -> list[Chart]:
+    decisions = [decision for trace in data.refined_traces for decision in trace.decisions]
+    rewritten = [decision for decision in decisions if decision.rewritten]
+    rewriter = data.settings.rewriter
+    if not rewritten or rewriter.name == "none":
+        return []
+    charts = [_saving_chart(data.refined_traces), _kl_chart(rewritten, rewriter.kl_bound, rewriter.kl_reduction)]
+    reliabilities = [decision.reliability for decision in decisions if decision.reliability is not None]
+    if reliabilities and rewriter.name == "reliable":
+        charts.append(_reliability_chart(reliabilities, rewriter.min_reliability))
+    return charts
+
+
+def training_charts(data: ReportData) -> list[Chart]:
+    steps = [row for row in data.training_log if "loss" in row]
+    looks = [row for row in data.training_log if row.get("dev_accuracy") is not None]
+    charts = []
+    if steps:
+        charts.append(_loss_chart(steps))
+        charts.append(_logps_chart(steps))
+        if _has(steps, "preference_accuracy"):
+            charts.append(_preference_chart(steps))
+    if looks:
+        charts += _dev_charts(looks)
+    return charts
+
+
+def time_chart(stages: Sequence[StageRecord]) -> list[Chart]:
+    if not stages:
+        return []
+    bars = [
+        (
+            plain(stage.name),
+            stage.seconds,
+            duration(stage.seconds) + (" (reused)" if stage.reused else ""),
+            stage.reused,
+        )
+        for stage in stages
+    ]
+    rows: list[tuple[Cell, ...]] = [
+        (
+            plain(stage.name),
+            stage.rows,
+            round(stage.seconds, 1),
+            stage.tokens,
+            round(stage.tokens / stage.seconds) if stage.seconds else None,
+            stage.workers,
+            "yes" if stage.reused else "no",
+            ", ".join(f"{plain(name)} {count:,g}" for name, count in stage.counts.items()),
+        )
+        for stage in stages
+    ]
+    return [
+        bar_chart(
+            "time",
+            "Wall-clock time per stage",
+            bars,
+            x_label="seconds",
+            headers=("stage", "rows", "seconds", "tokens", "tokens/s", "workers", "reused", "counts"),
+            rows=rows,
+            note="Pale: taken over from an earlier run, with the time it took then."
+            if any(stage.reused for stage in stages)
+            else "",
+        )
+    ]
+
+
+def _budget_chart(data: ReportData) -> Chart:
+    models: tuple[tuple[str, Sequence[EvaluationTrace], Colour], ...] = (
+        ("base", data.base_evaluation, "base"),
+        ("squeezed", data.squeezed_evaluation, "squeezed"),
+    )
+    longest = max(trace.num_tokens for _, traces, _ in models for trace in traces)
+    end = min(data.token_budget, longest)
+    budgets = sorted({round(end * index / _BUDGETS) for index in range(_BUDGETS + 1)})
+    lines = []
+    for decoding in ("sampled", "greedy"):
+        for label, traces, colour in models:
+            chosen = [trace for trace in traces if trace.decoding == decoding]
+            if chosen:
+                accuracy = accuracy_at_budgets(
+                    [trace.verdict == "correct" for trace in chosen], [trace.num_tokens for trace in chosen], budgets
+                )
+                lines.append(Line(f"{label}, {decoding}", budgets, list(accuracy), colour, dashed=decoding == "greedy"))
+    return line_chart(
+        "budget",
+        "Accuracy against token budget",
+        lines,
+        x_label="tokens allowed per answer",
+        percent=True,
+        from_zero=True,
+        note="An answer counts if it is right and no longer than the budget. The area under a curve, over a budget of "
+        f"{data.token_budget:,} tokens, is the AUC.",
+    )
+
+
+def _length_chart(data: ReportData) -> Chart:
+    decoding = "sampled" if any(trace.decoding == "sampled" for trace in data.base_evaluation) else "greedy"
+    lengths = {
+        label: [trace.num_tokens for trace in traces if trace.decoding == decoding]
+        for label, traces in (("base", data.base_evaluation), ("squeezed", data.squeezed_evaluation))
+    }
+    return histogram_chart(
+        "lengths",
+        "How long the answers are",
+        [Histogram("base", lengths["base"], "base"), Histogram("squeezed", lengths["squeezed"], "squeezed")],
+        x_label="tokens per answer",
+        y_label="share of answers",
+        show_medians=True,
+        note=f"{decoding.capitalize()} answers to held-out problems, right or wrong. Dotted: medians.",
+    )
+
+
+def _difficulty_charts(data: ReportData) -> list[Chart]:
+    """Draw accuracy and length by the base's pass rate, as other samples of the base than those drawn have it."""
+    sampled = {
+        "base": [trace for trace in data.base_evaluation if trace.decoding == "sampled"],
+        "squeezed": [trace for trace in data.squeezed_evaluation if trace.decoding == "sampled"],
+    }
+    # Problems that came out right did so partly by luck: the samples that sort them must not be those measured.
+    sorting = [trace for trace in sampled["base"] if trace.sample_index % 2 == 0]
+    measured = [trace for trace in sampled["base"] if trace.sample_index % 2 == 1]
+    rates = pass_rates(sorting)
+    if not rates or {trace.problem_id for trace in measured} != rates.keys():
+        return []
+    base, squeezed = by_difficulty(measured, rates), by_difficulty(sampled["squeezed"], rates)
+    places = {BINS.index(bin.label): f"{_PASS_RATES[bin.label]}\nn = {bin.num_problems:,}" for bin in base}
+    x_ticks = {float(index): places[place] for index, place in enumerate(sorted(places))}
+    note = (
+        "Half of the base model's samples sort the problems, hardest on the left (n: problems); the other half is "
+        "what is shown. Bars: one standard error."
+    )
+    x_label = "base model's pass rate"
+    return [
+        line_chart(
+            "difficulty-accuracy",
+            "Accuracy by difficulty",
+            [_accuracy_line("base", base, "base"), _accuracy_line("squeezed", squeezed, "squeezed")],
+            x_label=x_label,
+            x_ticks=x_ticks,
+            percent=True,
+            from_zero=True,
+            note=note,
+        ),
+        line_chart(
+            "difficulty-length",
+            "Length by difficulty",
+            [_length_line("base", base, "base"), _length_line("squeezed", squeezed, "squeezed")],
+            x_label=x_label,
+            y_label="tokens per answer",
+            x_ticks=x_ticks,
+            from_zero=True,
+            note="Sorted and measured in the same way.",
+        ),
+    ]
+
+
+def _accuracy_line(label: str, bins: Sequence[DifficultyBin], colour: Colour) -> Line:
+    x = [float(index) for index in range(len(bins))]
+    return Line(label, x, [bin.accuracy for bin in bins], colour, error=[bin.accuracy_se for bin in bins], markers=True)
+
+
+def _length_line(label: str, bins: Sequence[DifficultyBin], colour: Colour) -> Line:
+    x = [float(index) for index in range(len(bins))]
+    return Line(label, x, [bin.length for bin in bins], colour, error=[bin.length_se for bin in bins], markers=True)
+
+
+def _saving_chart(traces: Sequence[RefinedTrace]) -> Chart:
+    return histogram_chart(
+        "savings",
+        "Tokens saved per trace",
+        [Histogram("traces", [saved_tokens(trace) for trace in traces], "squeezed")],
+        x_label="tokens saved (below 0: became longer)",
+        y_label="share of traces",
+        marks={"unchanged length": 0},
+    )
+
+
+def _kl_chart(rewritten: Sequence[StepDecision], bound: float, reduction: str) -> Chart:
+    kls = [max(decision.kl, _SMALLEST_KL) for decision in rewritten]
+    unit = "nats per token" if reduction == "mean" else "nats over the window"
+    lowest = 10 ** math.floor(math.log10(max(_SMALLEST_KL, min(kls))))
+    return histogram_chart(
+        "kl",
+        "How much the rewriting changes what follows",
+        [Histogram("rewritten steps", kls, "squeezed")],
+        x_label=f"KL divergence, {unit}",
+        y_label="share of rewritten steps",
+        log=True,
+        limits=(lowest, max(2 * bound, 1.2 * max(kls))),
+        marks={f"bound {bound:g}": bound},
+        note="KL of the trace's own following tokens, original against rewritten step; 0 would be no change at all.",
+    )
+
+
+def _reliability_chart(reliabilities: Sequence[float], least: float) -> Chart:
+    return histogram_chart(
+        "reliability",
+        "How dependable the kept forms are",
+        [Histogram("steps", reliabilities, "squeezed")],
+        x_label="reliability of the kept step's form",
+        y_label="share of steps",
+        bins=25,
+        limits=(0.0, 1.0),
+        marks={f"required {least:g}": least},
+        note="Share of the draws of a form that have the same effect as the original, smoothed. Steps below the mark "
+        "had no form above it: the most dependable one was kept.",
+    )
+
+
+def _loss_chart(steps: Sequence[Mapping[str, float | None]]) -> Chart:
+    parts: tuple[tuple[str, str, Colour], ...] = (
+        ("loss", "loss", "ink"),
+        ("dpo_loss", "preference part", "squeezed"),
+        ("sft_loss", "SFT part", "third"),
+    )
+    lines = [_step_line(steps, key, label, colour) for key, label, colour in parts if _has(steps, key)]
+    if len(lines) == 2:
+        lines = lines[:1]  # one part alone is the loss itself
+    return line_chart(
+        "loss",
+        "Loss",
+        lines,
+        x_label="optimiser step",
+        smooth=True,
+        note="Thin: single batches; thick: running mean." if len(steps) >= 50 else "",
+    )
+
+
+def _logps_chart(steps: Sequence[Mapping[str, float | None]]) -> Chart:
+    sides: tuple[tuple[str, Colour], ...] = (("chosen", "chosen"), ("rejected", "rejected"))
+    lines = []
+    against_reference = _has(steps, "ref_chosen_logps")
+    for side, colour in sides:
+        if not _has(steps, f"{side}_logps"):
+            continue
+        y = [_difference(row.get(f"{side}_logps"), row.get(f"ref_{side}_logps") if against_reference else 0.0) for row in steps]
+        lines.append(Line(side, [_step(row) for row in steps], y, colour))
+    return line_chart(
+        "logps",
+        "Log-probability of chosen and rejected traces",
+        lines,
+        x_label="optimiser step",
+        y_label="nats against the base" if against_reference else "nats",
+        smooth=True,
+        note="Per trace. Preference training that breaks a model shows here, as a fall by many nats; not in the loss.",
+    )
+
+
+def _preference_chart(steps: Sequence[Mapping[str, float | None]]) -> Chart:
+    return line_chart(
+        "preference",
+        "Pairs in which the chosen trace is preferred",
+        [_step_line(steps, "preference_accuracy", "preference accuracy", "squeezed")],
+        x_label="optimiser step",
+        percent=True,
+        smooth=True,
+    )
+
+
+def _dev_charts(looks: Sequence[Mapping[str, float | None]]) -> list[Chart]:
+    charts = [
+        line_chart(
+            "dev-accuracy",
+            "Accuracy on the dev problems",
+            [_step_line(looks, "dev_accuracy", "dev accuracy", "squeezed", markers=True)],
+            x_label="optimiser step",
+            percent=True,
+            note="Greedy answers. Training stops where this falls too far.",
+        )
+    ]
+    if _has(looks, "dev_length"):
+        charts.append(
+            line_chart(
+                "dev-length",
+                "Length on the dev problems",
+                [_step_line(looks, "dev_length", "dev length", "squeezed", markers=True)],
+                x_label="optimiser step",
+                y_label="tokens per answer",
+                from_zero=True,
+            )
+        )
+    return charts
+
+
+def _step_line(
+    rows: Sequence[Mapping[str, float | None]], key: str, label: str, colour: Colour, *, markers: bool = False
+) -> Line:
+    return Line(label, [_step(row) for row in rows], [row.get(key) for row in rows], colour, markers=markers)
+
+
+def _step(row: Mapping[str, float | None]) -> float:
+    return row["step"] or 0.0
+
+
+def _has(rows: Sequence[Mapping[str, float | None]], key: str) -> bool:
+    return any(row.get(key) is not None for row in rows)
+
+
+def _difference(value: float | None, reference: float | None) -> float | None:
+    return None if value is None or reference is None else value - reference

@@ -1,0 +1,1 @@
+"""What a rewriting does to the model's predictions of what follows."""

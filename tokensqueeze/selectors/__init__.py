@@ -1,0 +1,1 @@
+"""Which correct traces are worth learning from, and against which they are paired."""

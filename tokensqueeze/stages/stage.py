@@ -1,0 +1,86 @@
+"""What a stage is, and what one of its workers does: one shard in, one part out, any number of times over."""
+
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol
+
+from tokensqueeze.errors import TokenSqueezeError
+from tokensqueeze.schema import Row
+from tokensqueeze.tables import Table, write_text
+
+
+@dataclass(frozen=True)
+class ShardResult(Generic[Row]):
+    rows: list[Row]
+    tokens: int = 0
+    """Tokens generated or scored."""
+    counts: Mapping[str, float] = field(default_factory=dict)
+    """What the report should know: rows dropped and why, causes of odd verdicts."""
+
+
+class ShardWorker(Protocol[Row]):
+    """Built once per actor, so that a model is loaded once; called with the input tables' rows of one shard.
+
+    It must not remember anything from one shard to the next that changes a result.
+    """
+
+    def __call__(self, inputs: Mapping[str, list[Any]]) -> ShardResult[Row]: ...
+
+
+@dataclass(frozen=True)
+class Stage(Generic[Row]):
+    name: str
+    output: Table[Row]
+    inputs: Mapping[str, Table[Any]]
+    num_shards: int
+    make_worker: Callable[[], ShardWorker[Row]]
+    """Picklable: Ray carries it to the actors."""
+    fingerprinted: Mapping[str, Any]
+    """Everything the rows depend on; the table's folder is named by its fingerprint."""
+    runs_model: bool
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """What the driver hears of one shard."""
+
+    shard: int
+    rows: int
+    tokens: int
+    seconds: float
+    error: str = ""
+    error_type: str = ""
+
+
+class ShardActor:
+    """Runs a stage's worker on shards, for `ray.data.Dataset.map_batches`."""
+
+    def __init__(self, stage: Stage[Any]):
+        self._stage = stage
+        self._worker: ShardWorker[Any] | None = None
+
+    def __call__(self, batch: Mapping[str, Sequence[int]]) -> dict[str, list[Any]]:
+        reports = [self._run(int(shard)) for shard in batch["shard"]]
+        return {name: [getattr(report, name) for report in reports] for name in ShardReport.__dataclass_fields__}
+
+    def _run(self, shard: int) -> ShardReport:
+        started = time.monotonic()
+        try:
+            if self._worker is None:
+                self._worker = self._stage.make_worker()
+            result = self._worker({name: table.read_part(shard) for name, table in self._stage.inputs.items()})
+            seconds = time.monotonic() - started
+            counts = {"rows": len(result.rows), "tokens": result.tokens, "seconds": round(seconds, 3), **result.counts}
+            self._stage.output.write_part(shard, result.rows, counts)
+            return ShardReport(shard, len(result.rows), result.tokens, seconds)
+        except TokenSqueezeError as error:
+            return self._failed(shard, str(error), type(error).__name__)
+        except Exception as error:  # told to the driver, with the traceback kept: it must reach a person as one line
+            log = self._stage.output.path / f"error-shard-{shard:05d}.txt"
+            write_text(log, traceback.format_exc())
+            return self._failed(shard, f"{type(error).__name__}: {error} (traceback in {log})", "")
+
+    def _failed(self, shard: int, error: str, error_type: str) -> ShardReport:
+        return ShardReport(shard, 0, 0, 0.0, error, error_type)

@@ -1,0 +1,62 @@
+"""traces → verified_traces: a verdict for every trace, and how much of it was thinking."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from tokensqueeze.config import VerifierSettings
+from tokensqueeze.schema import Problem, Trace, VerifiedTrace
+from tokensqueeze.stages.model_source import ModelSource
+from tokensqueeze.stages.stage import ShardResult
+from tokensqueeze.verifiers.math_answer import Answered, MathVerifier
+
+
+class VerifyTraces:
+    def __init__(self, source: ModelSource, settings: VerifierSettings):
+        self._source = source
+        self._verifier = build_verifier(source, settings)
+
+    def __call__(self, inputs: Mapping[str, list[Any]]) -> ShardResult[VerifiedTrace]:
+        verified = judge_traces(inputs["traces"], inputs["problems"], self._source, self._verifier)
+        return ShardResult(verified, counts=verdict_counts(verified))
+
+
+def build_verifier(source: ModelSource, settings: VerifierSettings) -> MathVerifier:
+    """Return a verifier for a worker's lifetime: its child processes take a second to start."""
+    return MathVerifier(timeout_seconds=settings.timeout_seconds, think_end=source.think_end)
+
+
+def judge_traces(
+    traces: Sequence[Trace], problems: Sequence[Problem], source: ModelSource, verifier: MathVerifier
+) -> list[VerifiedTrace]:
+    """Return the traces with their verdicts, in order."""
+    gold_answers = {problem.problem_id: problem.gold_answer for problem in problems}
+    answered = [
+        Answered(text=trace.text, gold_answer=gold_answers[trace.problem_id], finish_reason=trace.finish_reason)
+        for trace in traces
+    ]
+    verified = []
+    for trace, judgement in zip(traces, verifier.judge(answered), strict=True):
+        thinking = source.thinking_tokens(trace.token_ids)
+        verified.append(
+            VerifiedTrace(
+                **asdict(trace),
+                verdict=judgement.verdict,
+                extracted_answer=judgement.extracted_answer,
+                verdict_cause=judgement.cause,
+                thinking_tokens=thinking,
+                answer_tokens=trace.num_tokens - thinking,
+            )
+        )
+    return verified
+
+
+def verdict_counts(traces: Iterable[VerifiedTrace]) -> dict[str, float]:
+    """Count verdicts, and the causes of those that are not plain."""
+    counts: Counter[str] = Counter()
+    for trace in traces:
+        counts[trace.verdict] += 1
+        if trace.verdict_cause:
+            counts[f"{trace.verdict}: {trace.verdict_cause}"] += 1
+    return dict(counts)

@@ -1,0 +1,58 @@
+"""What a training is asked to do, as the driver hands it to its workers; its paths are on storage all nodes see."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokensqueeze.config import ObjectiveSettings, TrainingSettings
+from tokensqueeze.fingerprint import fingerprint, model_fingerprint
+from tokensqueeze.schema import Problem, ScoredPair
+from tokensqueeze.tables import Table
+from tokensqueeze.training.pairs import UsablePairs
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    pairs: Table[ScoredPair]
+    settings: TrainingSettings
+    objective: ObjectiveSettings
+    model_dir: Path
+    output_dir: Path
+    dev_problems: Sequence[Problem]
+    dev_max_tokens: int
+    think_end: str
+    """Text that ends the thinking block."""
+    name: str
+    """A fingerprint of all that weights and log depend on."""
+    resume_step: int | None
+    """The step of the checkpoint to go on from; None: from the model."""
+
+    @property
+    def log_path(self) -> Path:
+        return self.output_dir / "training_log.jsonl"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        return self.output_dir / "checkpoints"
+
+    @property
+    def exported_dir(self) -> Path:
+        return self.output_dir / "model"
+
+
+def job_name(*, settings: TrainingSettings, objective: ObjectiveSettings, model_dir: Path, usable: UsablePairs) -> str:
+    """Return a fingerprint of all that weights and log depend on; how often to save, and on what, is not in it."""
+    pairs = hashlib.sha256()
+    for pair in sorted(usable.pairs, key=lambda pair: pair.pair_id):
+        pairs.update(pair.pair_id.encode())
+        for side in pair.sides:
+            pairs.update(pair.prompt_token_ids.tobytes() + side.token_ids.tobytes() + repr(side.ref_logps).encode())
+    return fingerprint(
+        {
+            "settings": settings.model_dump(exclude={"checkpoint_every", "gpus_per_worker"}),
+            "objective": objective.model_dump(),
+            "model": model_fingerprint(model_dir),
+            "pairs": pairs.hexdigest(),
+        }
+    )
