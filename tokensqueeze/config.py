@@ -97,7 +97,13 @@ class ReliableShortest(Section):
     """Share of the samples no longer than the chosen one that must be correct."""
 
 
-SelectorSettings = Annotated[AdaptiveDepth | Shortest | FixedQuantile | ReliableShortest, Field(discriminator="name")]
+class RandomCorrect(Section):
+    name: Literal["random_correct"] = "random_correct"
+
+
+SelectorSettings = Annotated[
+    AdaptiveDepth | Shortest | FixedQuantile | ReliableShortest | RandomCorrect, Field(discriminator="name")
+]
 
 
 class NoRewrite(Section):

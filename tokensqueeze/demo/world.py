@@ -187,7 +187,7 @@ def worked_out(value: int, step: Step) -> str:
     """Return the step one operation at a time; a lone two-digit operation is done tens first."""
     if len(step) > 1:
         return _chain(value, step)
-    *_, operation = step
+    (operation,) = tuple(step)
     if operation.operator == "*":
         tens, units = value // 10 * 10, value % 10
         if not (tens and units):

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import assert_never
 
-from tokensqueeze.config import AdaptiveDepth, FixedQuantile, ReliableShortest, SelectorSettings, Shortest
+from tokensqueeze.config import AdaptiveDepth, FixedQuantile, RandomCorrect, ReliableShortest, SelectorSettings, Shortest
 from tokensqueeze.schema import VerifiedTrace
 from tokensqueeze.selectors.adaptive_depth import adaptive_depth
 from tokensqueeze.selectors.fixed_quantile import fixed_quantile
+from tokensqueeze.selectors.random_correct import random_correct
 from tokensqueeze.selectors.reliable_shortest import reliable_shortest
 from tokensqueeze.selectors.shortest_correct import shortest_correct
 
@@ -22,5 +23,7 @@ def choose_traces(selector: SelectorSettings, traces: Sequence[VerifiedTrace]) -
             return fixed_quantile(traces, quantile=selector.quantile)
         case ReliableShortest():
             return reliable_shortest(traces, min_reliability=selector.min_reliability)
+        case RandomCorrect():
+            return random_correct(traces)
         case _:
             assert_never(selector)
