@@ -105,6 +105,8 @@ def settings_of(arm: Arm, seed: int) -> Settings:
     demo_objective, demo_rewriter = values.pop("objective", {}), values.pop("rewriter", {})
     values["method"] = arm.method
     values["training"] = {**values["training"], "seed": seed}
+    # An arm that ruins the model is a finding here: nothing stops it. The weights don't depend on the dev problems.
+    values["problems"].pop("dev")
     for section, changes in arm.changes.items():
         values[section] = {**values.get(section, {}), **changes}
     # What the demo tunes goes to every arm that has it: its β to DPO, its draws and window to both rewriters.

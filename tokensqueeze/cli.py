@@ -73,9 +73,9 @@ def demo(
 @app.command()
 def check(settings_file: _SettingsFile, overrides: _Set = None) -> None:
     """Check SETTINGS.toml, its problem files and its model directory, and print every setting."""
-    from tokensqueeze.pipeline.plan import plan_run
-
     settings = load_settings(settings_file, overrides or [])
+    with _named_if_missing():
+        from tokensqueeze.pipeline.plan import plan_run
     plan = plan_run(settings, Path("tables"))
     Console().print_json(settings.model_dump_json())
     for split, problems in plan.problem_sets.items():
@@ -93,13 +93,11 @@ def methods() -> None:
 def _run(settings_file: Path, output: Path, overrides: list[str], until: str, address: str | None, store: Path | None) -> None:
     settings = load_settings(settings_file, overrides)
     with nullcontext() if address else private_ray_token():
-        try:
+        with _named_if_missing():
             from tokensqueeze.console import RunConsole
             from tokensqueeze.pipeline.plan import plan_run
             from tokensqueeze.pipeline.run import STEPS, run_plan
             from tokensqueeze.reporting.summary import evaluation_table
-        except ModuleNotFoundError as error:
-            raise MissingPackageError(f"{error.name} is not installed: pip install 'tokensqueeze[run]'") from error
         if until not in STEPS:
             raise SettingsError(f"--until {until}: no such stage; choose from {', '.join(STEPS)}")
         plan = plan_run(settings, store or output / "tables")
@@ -114,6 +112,15 @@ def _run(settings_file: Path, output: Path, overrides: list[str], until: str, ad
     for made in ("report.html", "evaluation.json", "model"):
         if (output / made).exists():
             console.note(f"{made:16} {output / made}")
+
+
+@contextmanager
+def _named_if_missing() -> Iterator[None]:
+    """Turn a failed import into the install command."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(f"{error.name} is not installed: pip install 'tokensqueeze[run]'") from error
 
 
 @contextmanager

@@ -14,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tokensqueeze.errors import SettingsError
 
+_CHOICES = ("selector", "rewriter", "objective")
+"""The sections of which `name` picks one of several kinds."""
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
@@ -192,6 +195,8 @@ class TrainingSettings(Section):
     dev_every: int = Field(default=50, ge=1)
     """Optimiser steps between looks at the dev accuracy."""
     dev_problems: int = Field(default=64, ge=1)
+    """Dev problems decoded, greedily, at each look."""
+    dev_max_tokens: int = Field(default=8192, ge=1)
     max_dev_accuracy_drop: float = Field(default=0.2, gt=0, le=1)
     """Training stops when dev accuracy falls this far below the base model's."""
     seed: int = 0
@@ -274,7 +279,7 @@ def check_settings(values: dict[str, Any]) -> Settings:
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
-        raise SettingsError(mistakes_text(_mistake(values, detail) for detail in error.errors())) from None
+        raise SettingsError(mistakes_text(map(_mistake, error.errors()))) from None
     clashes = [*_clashes(settings)]
     if clashes:
         raise SettingsError(mistakes_text(clashes))
@@ -305,15 +310,15 @@ def _clashes(settings: Settings) -> Iterable[str]:
         )
 
 
-def _mistake(values: dict[str, Any], detail: Any) -> str:
+def _mistake(detail: Any) -> str:
     """Put one of pydantic's errors as `key: what is wrong; the way out`."""
-    names = _choice_names(values)
-    location = [str(part) for part in detail["loc"] if part not in names]
-    key, given = ".".join(location), detail["input"]
+    location, given = detail["loc"], detail["input"]
+    # Behind a choice, pydantic puts the name that was chosen; a user's key has none.
+    key = ".".join(map(str, (*location[:1], *location[2:]) if location[0] in _CHOICES else location))
     match detail["type"]:
         case "extra_forbidden":
-            known = _known_keys(values, detail["loc"][:-1])
-            close = difflib.get_close_matches(location[-1], known, n=1)
+            known = _known_keys(location[:-1])
+            close = difflib.get_close_matches(str(location[-1]), known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
             return f"{key}: unknown setting; {hint}"
         case "missing":
@@ -327,24 +332,14 @@ def _mistake(values: dict[str, Any], detail: Any) -> str:
             return f"{key}: {message}; it is {given!r}"
 
 
-def _choice_names(values: dict[str, Any]) -> set[str]:
-    """Pydantic puts a discriminated choice's name into the location; a user's key has none."""
-    parts = (values.get(part) for part in ("selector", "rewriter", "objective"))
-    return {part["name"] for part in parts if isinstance(part, dict) and isinstance(part.get("name"), str)}
-
-
-def _known_keys(values: dict[str, Any], location: Sequence[Any]) -> list[str]:
-    section: Any = Settings
-    for part in location:
-        options = _sections_of(section.model_fields[part].annotation if part in section.model_fields else section)
-        named = [
-            option for option in options if option.model_fields.get("name") and option.model_fields["name"].default == part
-        ]
-        section = (named or options)[0] if len(options) == 1 or named else options
-        if isinstance(section, list):  # a choice whose name is the location's next part
-            name = values.get(str(part), {}).get("name")
-            section = next(option for option in options if option.model_fields["name"].default == name)
-    return sorted(section.model_fields)
+def _known_keys(location: Sequence[Any]) -> list[str]:
+    sections: list[Any] = [Settings]
+    for index, part in enumerate(location):
+        if index == 1 and location[0] in _CHOICES:
+            sections = [section for section in sections if section.model_fields["name"].default == part]
+        else:
+            sections = _sections_of(sections[0].model_fields[part].annotation)
+    return sorted(sections[0].model_fields)
 
 
 def _sections_of(annotation: Any) -> list[Any]:

@@ -4,7 +4,7 @@ import json
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokensqueeze.errors import MissingPackageError, ModelError
 
@@ -63,8 +63,8 @@ def load_model(folder: Path, dtype: "torch.dtype") -> "PreTrainedModel":
 
 def context_length(folder: Path) -> int:
     """Return how many tokens, prompt and completion together, the model takes."""
-    config = json.loads((folder / "config.json").read_text())
-    length = config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings")
+    config = _read_json(folder / "config.json")
+    length = config.get("max_position_embeddings") or (config.get("text_config") or {}).get("max_position_embeddings")
     if not length:
         raise ModelError(f"{folder}/config.json: no max_position_embeddings, so the context length is unknown")
     return int(length)
@@ -73,7 +73,7 @@ def context_length(folder: Path) -> int:
 def eos_token_ids(folder: Path) -> frozenset[int]:
     """Return every token that ends a completion: the generation config's, and the tokenizer's own."""
     path = folder / "generation_config.json"
-    named = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+    named = _read_json(path).get("eos_token_id") if path.is_file() else None
     ids = set(named) if isinstance(named, list) else {named}
     ids.add(load_tokenizer(folder).eos_token_id)
     return frozenset(i for i in ids if i is not None)
@@ -83,4 +83,11 @@ def _has_chat_template(folder: Path) -> bool:
     if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
         return True
     config = folder / "tokenizer_config.json"
-    return config.is_file() and "chat_template" in json.loads(config.read_text())
+    return config.is_file() and bool(_read_json(config).get("chat_template"))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ModelError(f"{path}: not valid JSON ({error}); copy the file from the model again") from error

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
+from tokensqueeze.engines.attention_kinds import partial_attention
 from tokensqueeze.engines.base import Generation, GenerationRequest
 from tokensqueeze.engines.checkpoint import context_length, eos_token_ids, load_model, load_tokenizer
 from tokensqueeze.errors import EngineError
@@ -43,11 +44,11 @@ class TransformersEngine:
         max_batch_size: int = 64,
         tokenizer: "PreTrainedTokenizerBase | None" = None,
     ):
-        layer_types = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-        if layer_types != {"full_attention"}:
+        partial = partial_attention(model.config)
+        if partial:
             raise EngineError(
-                f"{model.config.model_type}: layers of type {', '.join(sorted(layer_types - {'full_attention'}))} are not "
-                f'served by the transformers engine; set engine.kind = "vllm"'
+                f"{model.config.model_type}: layers of type {', '.join(partial)} are not served by the transformers engine; "
+                'set engine.kind = "vllm"'
             )
         self.model, self.tokenizer = model, tokenizer
         self.eos_token_ids, self.context_length, self.max_batch_size = eos_token_ids, context_length, max_batch_size

@@ -22,7 +22,7 @@ def load_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
 def settings_from(values: dict[str, Any]) -> Settings:
     """Fill in what the method says where the settings say nothing or name no other part, then check the whole."""
     name = values.get("method", "tokensqueeze")
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise SettingsError(f"method: {name!r} is not a method; choose from {', '.join(METHODS)}")
     filled = dict(values)
     method = METHODS[name]

@@ -1,6 +1,7 @@
 """Connect to a Ray cluster, or start one on this machine that ends with the run."""
 
 import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ _WORKER_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
 
 
 @contextmanager
-def ray_session(address: str | None, resources: ResourcesSettings) -> Iterator[None]:
+def ray_session(address: str | None, resources: ResourcesSettings, *, training_workers: int = 1) -> Iterator[None]:
     """Use the Ray that is initialised, the one at `address` or in RAY_ADDRESS, or a private one on this machine.
 
     A private one has a CPU for every worker asked for, and Ray's token authentication (`tokensqueeze.ray_token`).
@@ -40,9 +41,11 @@ def ray_session(address: str | None, resources: ResourcesSettings) -> Iterator[N
         finally:
             ray.shutdown()
         return
-    wanted = resources.workers * resources.cpus_per_worker
+    # Each training worker takes one CPU; with fewer than that Ray would wait for ever.
+    wanted = max(math.ceil(resources.workers * resources.cpus_per_worker), training_workers)
     ray.init(
-        num_cpus=max(os.cpu_count() or 1, int(wanted)),
+        address="local",  # by itself Ray would join whatever cluster was started on this machine last
+        num_cpus=max(os.cpu_count() or 1, wanted),
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,

@@ -67,7 +67,7 @@ def run_plan(
             observer.note(f"problems.{split}: {len(problems.dropped_too_long)} dropped, their prompts fill the context")
     steps = _steps(plan, until)
     records: list[StageRecord] = []
-    with ray_session(address, plan.settings.resources):
+    with ray_session(address, plan.settings.resources, training_workers=plan.settings.training.num_workers):
         for number, (name, step) in enumerate(steps, start=1):
             observer.stage_started(name, number, len(steps))
             record = step(observer)
@@ -154,7 +154,7 @@ def _train(plan: RunPlan, observer: Observer) -> StageRecord:
             model_dir=plan.base.folder,
             output_dir=make_folder(plan.training_dir),
             dev_problems=dev.problems if dev else [],
-            dev_max_tokens=settings.evaluation.max_tokens,
+            dev_max_tokens=settings.training.dev_max_tokens,
             think_end=settings.model.think_end,
             progress=observer.training_progress,
         )

@@ -16,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from transformers import DynamicCache
 
+from tokensqueeze.engines.attention_kinds import partial_attention
 from tokensqueeze.engines.lm_head import plain_lm_head
+from tokensqueeze.errors import ModelError
 from tokensqueeze.traces.anatomy import Span
 
 if TYPE_CHECKING:
@@ -39,6 +41,12 @@ class StepKL:
         reduction: Literal["mean", "sum"],
         max_batch_tokens: int = 8192,
     ):
+        partial = partial_attention(model.config)
+        if partial:
+            raise ModelError(
+                f"{model.config.model_type}: layers of type {', '.join(partial)} see a part of the context, and a step's KL is "
+                'taken with all of it in sight, so it would be wrong; choose another model, or rewriter.name = "none"'
+            )
         self._model, self._head = model, plain_lm_head(model)
         self._prompt_length = len(prompt_token_ids)
         self._token_ids = [*prompt_token_ids, *completion_token_ids]

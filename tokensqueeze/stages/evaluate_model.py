@@ -26,8 +26,10 @@ class EvaluateModel:
         draws.extend((problem, "sampled", i) for problem in problems for i in range(self._evaluation.num_samples))
         generations = self._engine.generate([self._request(*draw) for draw in draws])
         traces = [
-            self._source.trace(problem.problem_id, index, generation.token_ids, generation.finish_reason)
-            for (problem, _, index), generation in zip(draws, generations, strict=True)
+            self._source.trace(
+                problem.problem_id, index, generation.token_ids, generation.finish_reason, greedy=decoding == "greedy"
+            )
+            for (problem, decoding, index), generation in zip(draws, generations, strict=True)
         ]
         verified = judge_traces(traces, problems, self._source, self._verifier)
         rows = [

@@ -38,9 +38,11 @@ class ModelSource:
     def thinking_tokens(self, token_ids: Sequence[int]) -> int:
         return thinking_tokens(self.tokens.each(token_ids), self.think_end)
 
-    def trace(self, problem_id: str, sample_index: int, token_ids: list[int], finish_reason: str) -> Trace:
+    def trace(
+        self, problem_id: str, sample_index: int, token_ids: list[int], finish_reason: str, *, greedy: bool = False
+    ) -> Trace:
         return Trace(
-            trace_id=f"{problem_id}/{sample_index}",
+            trace_id=f"{problem_id}/{'greedy' if greedy else sample_index}",
             problem_id=problem_id,
             sample_index=sample_index,
             text=self.tokens.completion(token_ids),

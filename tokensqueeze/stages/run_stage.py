@@ -12,7 +12,7 @@ import ray.data
 from tokensqueeze import errors
 from tokensqueeze.config import ResourcesSettings
 from tokensqueeze.errors import StageError, TokenSqueezeError
-from tokensqueeze.stages.stage import ShardActor, ShardReport, Stage
+from tokensqueeze.stages.stage import ShardActor, ShardReport, Stage, attempts_mark, error_log
 from tokensqueeze.tables import make_folder
 
 
@@ -56,6 +56,9 @@ def run_stage(stage: Stage[Any], resources: ResourcesSettings, on_progress: Call
     rows = sum(int(counts["rows"]) for counts in earlier)
     on_progress(StageProgress(stage.name, len(done), stage.num_shards, rows, 0))
     pending = sorted(set(range(stage.num_shards)) - set(done))
+    for shard in pending:
+        for left_by_earlier_run in (attempts_mark(stage.output, shard), error_log(stage.output, shard)):
+            left_by_earlier_run.unlink(missing_ok=True)
     tokens = 0
     for shards_done, report in enumerate(_reports(stage, pending, resources), start=len(done) + 1):
         if report.error:

@@ -4,11 +4,15 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, Protocol
 
 from tokensqueeze.errors import TokenSqueezeError
 from tokensqueeze.schema import Row
 from tokensqueeze.tables import Table, write_text
+
+ATTEMPTS = 3
+"""A worker may be lost with its machine; one that dies this often on one shard dies of the shard."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,18 @@ class ShardActor:
 
     def _run(self, shard: int) -> ShardReport:
         started = time.monotonic()
+        mark = attempts_mark(self._stage.output, shard)
+        attempt = len(mark.read_text()) + 1 if mark.exists() else 1
+        if attempt > ATTEMPTS:
+            # Ray would go on for ever.
+            return self._failed(
+                shard,
+                f"the worker died {ATTEMPTS} times on it, perhaps out of memory; try fewer resources.workers, or smaller "
+                "engine.max_batch_size, max_tokens or per_shard",
+                "",
+            )
         try:
+            write_text(mark, "x" * attempt)
             if self._worker is None:
                 self._worker = self._stage.make_worker()
             result = self._worker({name: table.read_part(shard) for name, table in self._stage.inputs.items()})
@@ -78,9 +93,22 @@ class ShardActor:
         except TokenSqueezeError as error:
             return self._failed(shard, str(error), type(error).__name__)
         except Exception as error:  # told to the driver, with the traceback kept: it must reach a person as one line
-            log = self._stage.output.path / f"error-shard-{shard:05d}.txt"
+            log = error_log(self._stage.output, shard)
             write_text(log, traceback.format_exc())
             return self._failed(shard, f"{type(error).__name__}: {error} (traceback in {log})", "")
+        finally:
+            # Not reached where the process dies: then the mark tells the next worker.
+            mark.unlink(missing_ok=True)
 
     def _failed(self, shard: int, error: str, error_type: str) -> ShardReport:
         return ShardReport(shard, 0, 0, 0.0, error, error_type)
+
+
+def attempts_mark(output: Table[Any], shard: int) -> Path:
+    """Return the file that is there while a worker has the shard, and stays when it dies: one letter an attempt."""
+    return output.path / f".attempts-shard-{shard:05d}"
+
+
+def error_log(output: Table[Any], shard: int) -> Path:
+    """Return the file that keeps the traceback of a shard that failed."""
+    return output.path / f"error-shard-{shard:05d}.txt"

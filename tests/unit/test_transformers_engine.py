@@ -1,0 +1,334 @@
+"""The transformers engine: greedy against transformers' own `generate`, draws against the softmax they are drawn from.
+
+`bigram_model` is a real model whose next-token logits are a table of our choice, so that expected draws are known exactly.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from tokensqueeze.config import EngineSettings
+from tokensqueeze.engines.base import Generation, GenerationRequest
+from tokensqueeze.engines.build import build_engine
+from tokensqueeze.engines.checkpoint import demo_model_dir
+from tokensqueeze.engines.transformers_engine import TransformersEngine
+from tokensqueeze.errors import EngineError
+
+VOCABULARY = 41
+CONTEXT = 64
+EOS = 7
+SMALL: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+PIECES = ("<end>", "a", "b", "\n", "\n\n", ".\n\n", "</", "think", ">", "</think>\n\n", "é")
+
+
+def random_model(kind: str) -> PreTrainedModel:
+    """A model with weights so large that the largest logit stands clear of what float32 rounds."""
+    torch.manual_seed(1)
+    large: dict[str, Any] = {"initializer_range": 0.4}
+    match kind:
+        case "qwen3":
+            config = Qwen3Config(
+                **SMALL, **large, num_key_value_heads=2, head_dim=8, max_position_embeddings=CONTEXT, tie_word_embeddings=True
+            )
+            return Qwen3ForCausalLM(config).eval()
+        case "llama":
+            config = LlamaConfig(**SMALL, **large, num_key_value_heads=4, max_position_embeddings=CONTEXT)
+            return LlamaForCausalLM(config).eval()
+        case _:
+            config = GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT, **large)
+            return GPT2LMHeadModel(config).eval()
+
+
+def bigram_model(logits_VV: torch.Tensor) -> PreTrainedModel:
+    """A Llama whose logits behind token v are `logits_VV[v]`: its one layer adds nothing to one-hot embeddings."""
+    size = len(logits_VV)
+    config = LlamaConfig(
+        vocab_size=size,
+        hidden_size=size,
+        intermediate_size=4,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        head_dim=2,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=False,
+        rms_norm_eps=1e-12,
+    )
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        layer: Any = model.model.layers[0]
+        layer.self_attn.o_proj.weight.zero_()
+        layer.mlp.down_proj.weight.zero_()
+        model.model.embed_tokens.weight.copy_(torch.eye(size))
+        # The norm makes a one-hot vector √V long.
+        model.lm_head.weight.copy_(logits_VV.T / size**0.5)
+    return model
+
+
+def chain_model(following: Sequence[int]) -> PreTrainedModel:
+    """A model that always writes `following[v]` behind token v."""
+    return bigram_model(20.0 * torch.nn.functional.one_hot(torch.tensor(following), len(following)).float())
+
+
+def piece_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.WordLevel({piece: index for index, piece in enumerate(PIECES)}, unk_token="a"))
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def engine_of(
+    model: PreTrainedModel, *, slots: int = 4, eos: int = EOS, context: int = CONTEXT, with_tokenizer: bool = False
+) -> TransformersEngine:
+    return TransformersEngine(
+        model,
+        eos_token_ids=frozenset({eos}),
+        context_length=context,
+        max_batch_size=slots,
+        tokenizer=piece_tokenizer() if with_tokenizer else None,
+    )
+
+
+def request(
+    prompt: Sequence[int],
+    max_tokens: int = 12,
+    *,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    stop_texts: tuple[str, ...] = (),
+) -> GenerationRequest:
+    return GenerationRequest(prompt, max_tokens, temperature, top_p, seed, stop_texts)
+
+
+def mixed_requests(temperature: float) -> list[GenerationRequest]:
+    """Prompts of one to eleven tokens, some twice, with limits from one token to thirty."""
+    rng = np.random.default_rng(5)
+    prompts = [rng.integers(8, VOCABULARY, size=length).tolist() for length in (1, 4, 11, 2, 7, 1, 9)]
+    limits = (30, 3, 17, 1, 25, 8, 30)
+    rows = [
+        request(prompt, limit, temperature=temperature, seed=index)
+        for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True))
+    ]
+    return [*rows, request(prompts[4], 20, temperature=temperature, seed=90)]
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "llama", "gpt2"])
+def test_greedy_is_what_transformers_itself_generates(kind: str) -> None:
+    model = random_model(kind)
+    requests = mixed_requests(temperature=0)
+    generations = engine_of(model, slots=3).generate(requests)
+    for asked, generation in zip(requests, generations, strict=True):
+        prompt = torch.tensor([list(asked.prompt_token_ids)])
+        expected = model.generate(  # type: ignore[operator]
+            input_ids=prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=False,
+            max_new_tokens=asked.max_tokens,
+            eos_token_id=EOS,
+            pad_token_id=0,
+        )[0, prompt.shape[1] :].tolist()
+        assert generation.token_ids == expected
+        assert generation.finish_reason == ("stop" if expected[-1] == EOS else "length")
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "llama", "gpt2"])
+def test_a_request_draws_the_same_tokens_in_any_company_and_batch_size(kind: str) -> None:
+    model = random_model(kind)
+    requests = mixed_requests(temperature=1.0)
+    together = engine_of(model, slots=3).generate(requests)
+    assert engine_of(model, slots=8).generate(requests) == together
+    assert engine_of(model, slots=8).generate(requests[::-1]) == together[::-1]
+    alone = engine_of(model, slots=1)
+    assert [alone.generate([asked])[0] for asked in requests] == together
+    # The draws do depend on the seed, or all of this would say nothing.
+    assert together[4].token_ids[:20] != together[7].token_ids
+
+
+def test_the_same_call_gives_the_same_tokens_whatever_the_engine_did_before() -> None:
+    engine = engine_of(random_model("qwen3"), slots=3)
+    requests = mixed_requests(temperature=1.0)
+    first = engine.generate(requests)
+    engine.generate([request(range(8, 40), 30, temperature=2.0, seed=index) for index in range(5)])
+    assert engine.generate(requests) == first
+
+
+def chi_square(counts: np.ndarray, probabilities: np.ndarray) -> float:
+    expected = counts.sum() * probabilities
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+def counts_of(generations: Sequence[Generation], size: int) -> np.ndarray:
+    return np.bincount([generation.token_ids[0] for generation in generations], minlength=size)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    weights = np.exp(logits - logits.max())
+    return weights / weights.sum()
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+def test_tokens_are_drawn_from_the_softmax_of_the_logits_over_the_temperature(temperature: float) -> None:
+    logits = np.random.default_rng(3).normal(size=8)
+    model = bigram_model(torch.tensor(np.tile(logits, (8, 1)), dtype=torch.float32))
+    generations = engine_of(model, slots=500).generate(
+        [request([2], 1, temperature=temperature, seed=seed) for seed in range(4000)]
+    )
+    # 99.9 % of samples from the right distribution stay below this at seven degrees of freedom.
+    assert chi_square(counts_of(generations, 8), softmax(logits / temperature)) < 24.32
+
+
+def test_one_request_draws_its_tokens_independently_of_each_other() -> None:
+    probabilities = np.array([0.1, 0.2, 0.3, 0.4])
+    model = bigram_model(torch.tensor(np.tile(np.log(probabilities), (4, 1)), dtype=torch.float32))
+    rows = [request([0], 60, temperature=1.0, seed=seed) for seed in range(40)]
+    drawn = np.array([generation.token_ids for generation in engine_of(model, slots=40, eos=-1).generate(rows)])
+    pairs = np.bincount((drawn[:, :-1] * 4 + drawn[:, 1:]).ravel(), minlength=16)
+    # Fifteen degrees of freedom; successive pairs overlap, which at most widens the statistic a little.
+    assert chi_square(pairs, np.outer(probabilities, probabilities).ravel()) < 50
+
+
+def nucleus(probabilities: np.ndarray, top_p: float) -> np.ndarray:
+    """A second implementation: take the most probable token until the mass is reached."""
+    kept = np.zeros_like(probabilities)
+    for token in sorted(range(len(probabilities)), key=lambda token: -probabilities[token]):
+        if kept.sum() >= top_p:
+            break
+        kept[token] = probabilities[token]
+    return kept / kept.sum()
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.8, 0.95])
+def test_top_p_draws_from_the_fewest_tokens_that_reach_the_mass(top_p: float) -> None:
+    logits = np.random.default_rng(11).normal(size=(3, 12)) * 1.5
+    model = bigram_model(torch.tensor(np.vstack([logits, np.zeros((9, 12))]), dtype=torch.float32))
+    for token in range(3):
+        expected = nucleus(softmax(logits[token]), top_p)
+        rows = [request([token], 1, temperature=1.0, top_p=top_p, seed=seed) for seed in range(1500)]
+        counts = counts_of(engine_of(model, slots=500).generate(rows), 12)
+        kept = expected > 0
+        assert counts[~kept].sum() == 0
+        # 99.9 % at eleven degrees of freedom, the most there can be here.
+        assert chi_square(counts[kept], expected[kept]) < 31.26
+
+
+def test_rows_of_one_batch_keep_their_own_temperature_and_top_p() -> None:
+    probabilities = np.array([0.45, 0.3, 0.15, 0.1])
+    model = bigram_model(torch.tensor(np.tile(np.log(probabilities), (4, 1)), dtype=torch.float32))
+    kinds = [(0.0, 1.0), (1.0, 1.0), (1.0, 0.4), (1.0, 0.7)]
+    rows = [request([0], 1, temperature=t, top_p=p, seed=seed) for seed in range(300) for t, p in kinds]
+    tokens = [generation.token_ids[0] for generation in engine_of(model, slots=64, eos=-1).generate(rows)]
+    assert [set(tokens[kind::4]) for kind in range(4)] == [{0}, {0, 1, 2, 3}, {0}, {0, 1}]
+
+
+def test_a_stop_text_ends_a_completion_with_the_token_that_completes_it() -> None:
+    # a → b → "\n" → "\n" → …
+    model = chain_model([0, 2, 3, 3, 0, 0, 0, 0, 0, 0, 0])
+    engine = engine_of(model, eos=0, with_tokenizer=True)
+    spread = engine.generate([request([1], 30, stop_texts=("\n\n", "</think>"))])[0]
+    assert spread == Generation([2, 3, 3], "stop")
+
+
+def test_a_stop_text_is_found_inside_a_token_and_over_three() -> None:
+    # a → b → ".\n\n" → a …; "</" → "think" → ">" → a …
+    model = chain_model([0, 2, 5, 1, 1, 1, 7, 8, 1, 1, 1])
+    engine = engine_of(model, eos=0, with_tokenizer=True)
+    rows = [
+        request([1], 30, stop_texts=("\n\n",)),
+        request([6], 30, stop_texts=("think>",)),
+        request([6], 6, stop_texts=("</think>",)),
+        request([1], 30, stop_texts=("b.",)),
+    ]
+    assert engine.generate(rows) == [
+        Generation([2, 5], "stop"),
+        Generation([7, 8], "stop"),
+        # The first half of this tag stands in the prompt, so the completion never holds it.
+        Generation([7, 8, 1, 2, 5, 1], "length"),
+        Generation([2, 5], "stop"),
+    ]
+
+
+def test_a_stop_text_needs_a_tokenizer() -> None:
+    engine = engine_of(chain_model([1, 2, 3, 0]))
+    with pytest.raises(EngineError, match="no tokenizer"):
+        engine.generate([request([1], 5, stop_texts=("\n\n",))])
+
+
+def test_a_completion_that_ends_itself_on_its_last_token_has_stopped() -> None:
+    engine = engine_of(chain_model([1, 2, 3, 0, 0]), eos=3)
+    rows = [request([0], 3), request([0], 2), request([0], 9)]
+    assert engine.generate(rows) == [
+        Generation([1, 2, 3], "stop"),
+        Generation([1, 2], "length"),
+        Generation([1, 2, 3], "stop"),
+    ]
+
+
+def test_a_completion_ends_where_the_context_does() -> None:
+    engine = engine_of(random_model("llama"), eos=-1, context=10)
+    generations = engine.generate([request(range(9), 50), request(range(3), 50), request([4], 2)])
+    assert [len(generation.token_ids) for generation in generations] == [1, 7, 2]
+    assert {generation.finish_reason for generation in generations} == {"length"}
+
+
+def test_no_requests_give_no_generations() -> None:
+    assert engine_of(random_model("qwen3")).generate([]) == []
+
+
+def test_a_prompt_without_room_or_without_tokens_is_named() -> None:
+    engine = engine_of(random_model("qwen3"), context=10)
+    with pytest.raises(EngineError, match=r"request 1: its prompt has 10 tokens and the model's context 10; shorten"):
+        engine.generate([request([1, 2]), request(range(10))])
+    with pytest.raises(EngineError, match="request 0: its prompt is empty"):
+        engine.generate([request([])])
+
+
+def test_models_that_see_a_part_of_the_context_are_refused() -> None:
+    some_layers = Qwen2Config(
+        **SMALL,
+        num_key_value_heads=4,
+        use_sliding_window=True,
+        sliding_window=8,
+        max_window_layers=1,
+        max_position_embeddings=64,
+    )
+    with pytest.raises(EngineError, match=r'qwen2: layers of type sliding_attention .* engine\.kind = "vllm"'):
+        engine_of(Qwen2ForCausalLM(some_layers))
+    all_layers = MistralConfig(**SMALL, num_key_value_heads=4, sliding_window=8, max_position_embeddings=64)
+    with pytest.raises(EngineError, match="mistral: layers of type sliding_attention"):
+        engine_of(MistralForCausalLM(all_layers))
+
+
+def test_a_window_as_wide_as_the_context_is_none() -> None:
+    for window in (None, 64):
+        config = MistralConfig(**SMALL, num_key_value_heads=4, sliding_window=window, max_position_embeddings=64)
+        assert len(engine_of(MistralForCausalLM(config).eval(), eos=-1).generate([request([1, 2, 3], 4)])[0].token_ids) == 4
+
+
+def test_an_engine_is_built_from_a_model_directory() -> None:
+    engine = build_engine(demo_model_dir(), EngineSettings(max_batch_size=2), "auto")
+    assert isinstance(engine, TransformersEngine)
+    assert (engine.model.dtype, engine.context_length, engine.max_batch_size) == (torch.float32, 1024, 2)
+    assert engine.deterministic
