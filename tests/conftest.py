@@ -2,15 +2,9 @@
 
 import os
 
-from hypothesis import settings
-
 # Libraries read these when they are imported, so they are set before any test module is.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-# A busy machine is no failure, and the same examples every time make a failure everybody's.
-settings.register_profile("tokensqueeze", deadline=None, derandomize=True)
-settings.load_profile("tokensqueeze")
