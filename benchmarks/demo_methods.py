@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     arguments = parser.parse_args()
     console = Console(width=150)
-    console.print(__doc__.splitlines()[0], style="bold")
+    console.print((__doc__ or "").partition("\n")[0], style="bold")
     arguments.work_dir.mkdir(parents=True, exist_ok=True)
     with private_ray_token(), ray_words_to(arguments.work_dir / "ray.log"):
         figures = measure_arms(arguments.arms, arguments.seeds, arguments.work_dir, console)

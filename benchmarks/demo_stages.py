@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--work-dir", type=Path, help="an empty folder; default: a temporary one")
     arguments = parser.parse_args()
     console = Console(width=120)
-    console.print(__doc__.splitlines()[0], style="bold")
+    console.print((__doc__ or "").partition("\n")[0], style="bold")
     with tempfile.TemporaryDirectory() as temporary:
         output = arguments.work_dir or Path(temporary) / "demo"
         output.mkdir(parents=True, exist_ok=True)
