@@ -82,7 +82,8 @@ def measure_arms(names: Sequence[str], seeds: int, work_dir: Path, console: Cons
     store = work_dir / "tables"
     base: list[EvaluationTrace] = []
     squeezed: dict[str, list[EvaluationTrace]] = {name: [] for name in names}
-    with ray_session(None, next(iter(plans.values())).resources):
+    first = next(iter(plans.values()))
+    with ray_session(None, first.resources, training_workers=first.training.num_workers):
         # Seeds outside, so that a run that is cut short has every arm once.
         for seed in range(seeds):
             for name in names:

@@ -35,6 +35,9 @@ def export_model(model: "PreTrainedModel", *, base_dir: Path, target_dir: Path) 
     for path in base_dir.iterdir():
         if path.suffix in _NOT_WEIGHTS and not path.name.endswith(".index.json"):
             shutil.copyfile(path, temporary / path.name)
+    for path in temporary.glob("*.safetensors"):
+        # Weights are written for their owner alone; who may read the folder's other files may read them too.
+        path.chmod((temporary / "config.json").stat().st_mode)
     check_same_tensors(tensor_shapes(temporary), base={name: base[name] for name in base.keys() - tied}, path=temporary)
     shutil.rmtree(target_dir, ignore_errors=True)
     temporary.rename(target_dir)
