@@ -13,17 +13,20 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table as RichTable
 
 from tokensqueeze.cli import ray_words_to
 from tokensqueeze.config import Settings, read_settings_file
-from tokensqueeze.demo import settings_file
+from tokensqueeze.demo import settings_file, world
 from tokensqueeze.methods import settings_from
 from tokensqueeze.ray_token import private_ray_token
 from tokensqueeze.schema import Decoding, EvaluationTrace
+
+if TYPE_CHECKING:
+    from tokensqueeze.pipeline.plan import RunPlan
 
 ADAPTIVE = {"name": "adaptive_depth"}
 SHORTEST = {"name": "shortest"}
@@ -39,6 +42,8 @@ class Arm:
     title: str
     method: str
     changes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    gold: world.Policy | None = None
+    """Learn from the world's own bare traces instead of the model's."""
 
 
 ARMS: dict[str, Arm] = {
@@ -54,6 +59,9 @@ ARMS: dict[str, Arm] = {
     "no_length_margin": Arm(
         "adaptive + DPO + SFT (λ = 0)", "tokensqueeze", {"rewriter": NONE, "objective": {"length_weight": 0.0}}
     ),
+    "gold_terse": Arm("gold traces, always terse + SFT", "shortest_sft", gold="terse"),
+    "gold_worked": Arm("gold traces, always worked out + SFT", "shortest_sft", gold="worked"),
+    "gold_mixed": Arm("gold traces, the hard steps worked out + SFT", "shortest_sft", gold="mixed"),
 }
 
 
@@ -73,6 +81,7 @@ def main() -> None:
 
 
 def measure_arms(names: Sequence[str], seeds: int, work_dir: Path, console: Console) -> dict[str, Any]:
+    from benchmarks.gold_policies import evaluate_gold_policy
     from tokensqueeze.pipeline.plan import plan_run
     from tokensqueeze.pipeline.ray_session import ray_session
     from tokensqueeze.pipeline.run import run
@@ -87,17 +96,30 @@ def measure_arms(names: Sequence[str], seeds: int, work_dir: Path, console: Cons
         # Seeds outside, so that a run that is cut short has every arm once.
         for seed in range(seeds):
             for name in names:
-                settings = plans[name, seed]
-                run(settings, work_dir / f"{name}-seed{seed}", store=store)
+                settings, gold = plans[name, seed], ARMS[name].gold
                 plan = plan_run(settings, store)
                 assert plan.evaluate_base and plan.evaluate_squeezed
-                base = base or plan.evaluate_base.output.rows()
-                squeezed[name] += plan.evaluate_squeezed.output.rows()
+                if gold:
+                    squeezed[name] += evaluate_gold_policy(settings, gold, store)
+                else:
+                    run(settings, work_dir / f"{name}-seed{seed}", store=store)
+                    squeezed[name] += plan.evaluate_squeezed.output.rows()
+                base = base or _base_traces(plan)
                 budget = settings.evaluation.token_budget
                 figures.setdefault("base", arm_figures(base, base, budget))
                 figures[name] = arm_figures(base, squeezed[name], budget) | {"seeds": seed + 1}
                 console.print(f"{name}, seed {seed}: {figures[name]['sampled']}", highlight=False)
     return figures
+
+
+def _base_traces(plan: "RunPlan") -> list[EvaluationTrace]:
+    from tokensqueeze.pipeline.run import write_problems
+    from tokensqueeze.stages.run_stage import run_stage
+
+    assert plan.evaluate_base
+    write_problems(plan.problem_sets["test"])
+    run_stage(plan.evaluate_base, plan.settings.resources, lambda progress: None)
+    return plan.evaluate_base.output.rows()
 
 
 def settings_of(arm: Arm, seed: int) -> Settings:

@@ -62,7 +62,7 @@ def run_plan(
     # Ray's workers have working directories of their own.
     output = make_folder(output.absolute())
     for split, problems in plan.problem_sets.items():
-        _write_problems(problems)
+        write_problems(problems)
         if problems.dropped_too_long:
             observer.note(f"problems.{split}: {len(problems.dropped_too_long)} dropped, their prompts fill the context")
     steps = _steps(plan, until)
@@ -102,7 +102,8 @@ def _steps(plan: RunPlan, until: Until) -> list[tuple[str, Callable[[Observer], 
     return [step for name in STEPS[: STEPS.index(until) + 1] for step in chain[name]]
 
 
-def _write_problems(problems: ProblemSet) -> None:
+def write_problems(problems: ProblemSet) -> None:
+    """Write a split's table, unless it is there."""
     if problems.table.is_complete():
         return
     shards = problems.shards()
