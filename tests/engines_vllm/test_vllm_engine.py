@@ -86,6 +86,13 @@ def test_one_seed_gives_the_same_draw_again(demo_engine: VLLMEngine):
     assert demo_engine.generate([request]) == demo_engine.generate([request])
 
 
+def test_seeded_draws_behind_more_prompt_tokens_than_one_step_reads(demo_engine: VLLMEngine):
+    start = demo_prompt(QUESTIONS[2])
+    requests = [sampled(start * (700 // len(start)) + [40 + index], seed=index, max_tokens=3) for index in range(16)]
+    assert sum(len(request.prompt_token_ids) for request in requests) > 2 * 4096
+    assert all(1 <= len(generation.token_ids) <= 3 for generation in demo_engine.generate(requests))
+
+
 def test_draws_follow_the_models_distribution(demo_engine: VLLMEngine):
     prompt, temperature, draws = demo_prompt(QUESTIONS[0]), 1.5, 600
     with torch.inference_mode():

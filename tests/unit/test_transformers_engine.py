@@ -3,12 +3,18 @@
 `bigram_model` is a real model whose next-token logits are a table of our choice, so that expected draws are known exactly.
 """
 
+import gc
+import weakref
 from collections.abc import Sequence
+from operator import call
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 from transformers import (
     GPT2Config,
@@ -29,7 +35,11 @@ from tokensqueeze.config import EngineSettings
 from tokensqueeze.engines.base import Generation, GenerationRequest
 from tokensqueeze.engines.build import build_engine
 from tokensqueeze.engines.checkpoint import demo_model_dir
-from tokensqueeze.engines.transformers_engine import TransformersEngine
+from tokensqueeze.engines.packed_linear import PackedLinear
+from tokensqueeze.engines.transformers_engine import (
+    TransformersEngine,
+)
+from tokensqueeze.engines.trunks import Trunk, attend, attend_plainly, longest_extensions
 from tokensqueeze.errors import EngineError
 
 VOCABULARY = 41
@@ -45,21 +55,21 @@ SMALL: dict[str, Any] = {
 PIECES = ("<end>", "a", "b", "\n", "\n\n", ".\n\n", "</", "think", ">", "</think>\n\n", "é")
 
 
-def random_model(kind: str) -> PreTrainedModel:
+def random_model(kind: str, context: int = CONTEXT) -> PreTrainedModel:
     """A model with weights so large that the largest logit stands clear of what float32 rounds."""
     torch.manual_seed(1)
     large: dict[str, Any] = {"initializer_range": 0.4}
     match kind:
         case "qwen3":
             config = Qwen3Config(
-                **SMALL, **large, num_key_value_heads=2, head_dim=8, max_position_embeddings=CONTEXT, tie_word_embeddings=True
+                **SMALL, **large, num_key_value_heads=2, head_dim=8, max_position_embeddings=context, tie_word_embeddings=True
             )
             return Qwen3ForCausalLM(config).eval()
         case "llama":
-            config = LlamaConfig(**SMALL, **large, num_key_value_heads=4, max_position_embeddings=CONTEXT)
+            config = LlamaConfig(**SMALL, **large, num_key_value_heads=4, max_position_embeddings=context)
             return LlamaForCausalLM(config).eval()
         case _:
-            config = GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT, **large)
+            config = GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=context, **large)
             return GPT2LMHeadModel(config).eval()
 
 
@@ -135,21 +145,25 @@ def mixed_requests(temperature: float) -> list[GenerationRequest]:
     return [*rows, request(prompts[4], 20, temperature=temperature, seed=90)]
 
 
+def greedy_by_transformers(model: PreTrainedModel, asked: GenerationRequest) -> list[int]:
+    prompt = torch.tensor([list(asked.prompt_token_ids)])
+    return model.generate(  # type: ignore[operator]
+        input_ids=prompt,
+        attention_mask=torch.ones_like(prompt),
+        do_sample=False,
+        max_new_tokens=asked.max_tokens,
+        eos_token_id=EOS,
+        pad_token_id=0,
+    )[0, prompt.shape[1] :].tolist()
+
+
 @pytest.mark.parametrize("kind", ["qwen3", "llama", "gpt2"])
 def test_greedy_is_what_transformers_itself_generates(kind: str) -> None:
     model = random_model(kind)
     requests = mixed_requests(temperature=0)
     generations = engine_of(model, slots=3).generate(requests)
     for asked, generation in zip(requests, generations, strict=True):
-        prompt = torch.tensor([list(asked.prompt_token_ids)])
-        expected = model.generate(  # type: ignore[operator]
-            input_ids=prompt,
-            attention_mask=torch.ones_like(prompt),
-            do_sample=False,
-            max_new_tokens=asked.max_tokens,
-            eos_token_id=EOS,
-            pad_token_id=0,
-        )[0, prompt.shape[1] :].tolist()
+        expected = greedy_by_transformers(model, asked)
         assert generation.token_ids == expected
         assert generation.finish_reason == ("stop" if expected[-1] == EOS else "length")
 
@@ -173,6 +187,137 @@ def test_the_same_call_gives_the_same_tokens_whatever_the_engine_did_before() ->
     first = engine.generate(requests)
     engine.generate([request(range(8, 40), 30, temperature=2.0, seed=index) for index in range(5)])
     assert engine.generate(requests) == first
+
+
+def nested_requests(temperature: float, *, longest: int, draws: int, traces: int = 2) -> list[GenerationRequest]:
+    """Several draws behind each of five prefixes of each trace, the traces' own in turns, and two prompts besides."""
+    rng = np.random.default_rng(8)
+    texts = [rng.integers(8, VOCABULARY, size=longest).tolist() for _ in range(traces)]
+    lengths = [1, longest // 4, longest // 2, longest - 2, longest]
+    prompts = [text[:length] for length in lengths for text in texts for _ in range(draws)]
+    # One leaves the first trace midway, the other is a trace's own beginning once more, at the end of the call.
+    prompts += [[*texts[0][: longest // 2], 9, 9], texts[0][: longest // 2]]
+    return [request(prompt, 4 + seed % 9, temperature=temperature, seed=seed) for seed, prompt in enumerate(prompts)]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("kind", ["qwen3", "llama", "gpt2"])
+def test_prefixes_of_one_trace_draw_together_what_each_draws_alone(kind: str, temperature: float) -> None:
+    model = random_model(kind)
+    requests = nested_requests(temperature, longest=40, draws=3)
+    alone = engine_of(model, slots=1)
+    expected = [alone.generate([asked])[0] for asked in requests]
+    for slots in (1, 5, 64):
+        assert engine_of(model, slots=slots).generate(requests) == expected
+
+
+LONG = 160
+"""With twenty draws behind each prefix and a hundred slots, rows share trunks."""
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("kind", ["qwen3", "llama", "gpt2"])
+def test_rows_that_share_long_trunks_draw_together_what_each_draws_alone(kind: str, temperature: float) -> None:
+    model = random_model(kind, context=256)
+    requests = nested_requests(temperature, longest=LONG, draws=20)
+    together = engine_of(model, slots=100, context=256)
+    generations = together.generate(requests)
+    # The slots hold nothing of the trunks, or the rows would not have shared them.
+    assert together._cache.keys[0].shape[2] < LONG
+    alone = engine_of(model, slots=1, context=256)
+    # Every seventh: some behind each prefix.
+    assert generations[::7] == [alone.generate([asked])[0] for asked in requests[::7]]
+    assert together.generate(requests) == generations
+    if temperature == 0:
+        for asked, generation in list(zip(requests, generations, strict=True))[::17]:
+            assert generation.token_ids == greedy_by_transformers(model, asked)
+
+
+def test_a_model_with_attention_of_its_own_kind_copies_trunks_and_draws_the_same() -> None:
+    model = random_model("llama", context=256)
+    requests = nested_requests(1.0, longest=LONG, draws=20)
+    expected = engine_of(model, slots=100, context=256).generate(requests)
+    model.set_attn_implementation("eager")
+    copying = engine_of(model, slots=100, context=256)
+    assert copying.generate(requests) == expected
+    assert copying._cache.keys[0].shape[2] >= LONG
+
+
+@pytest.mark.parametrize("draws", [3, 20])
+def test_each_trace_is_read_once(draws: int) -> None:
+    """With three draws rows copy trunks, with twenty they share them."""
+    model = random_model("qwen3", context=256)
+    read: list[int] = []
+
+    def count(_module: Any, _arguments: Any, inputs: dict[str, Any]) -> None:
+        if inputs["input_ids"].shape[1] > 1:
+            read.append(inputs["input_ids"].numel())
+
+    model.base_model.register_forward_pre_hook(count, with_kwargs=True)
+    engine_of(model, slots=100, context=256).generate(nested_requests(1.0, longest=LONG, draws=draws))
+    # Two traces, and the prompt that leaves the first one midway; the last token of each is a row's first step.
+    assert sum(read) <= 3 * (LONG - 1)
+
+
+@pytest.mark.parametrize("draws", [1, 20])
+def test_no_more_trunks_are_held_than_there_are_slots(draws: int) -> None:
+    model = random_model("qwen3", context=256)
+    slots, traces = 3 * draws, 12
+    trunks: list[weakref.ref[Trunk]] = []
+    held: list[int] = []
+
+    def count(_module: Any, _arguments: Any, inputs: dict[str, Any]) -> None:
+        if not trunks:
+            trunks.extend(weakref.ref(thing) for thing in gc.get_objects() if type(thing) is Trunk)
+        if inputs["input_ids"].shape[1] > 1:
+            held.append(sum(1 for trunk in map(call, trunks) if trunk is not None and trunk.layers is not None))
+
+    model.base_model.register_forward_pre_hook(count, with_kwargs=True)
+    engine = engine_of(model, slots=slots, context=256)
+    engine.generate(nested_requests(1.0, longest=LONG, draws=draws, traces=traces))
+    assert len(trunks) == traces + 1
+    assert len(held) > 3
+    # Three of a trace's five prefixes fill the slots, so a new trace is read beside the end of another one.
+    assert max(held) <= min(slots, 4)
+
+
+@given(
+    st.sets(st.lists(st.integers(0, 2), min_size=1, max_size=5).map(tuple), max_size=30),
+)
+def test_a_trunk_begins_with_its_prompt_and_begins_no_other_prompt(prompts: set[tuple[int, ...]]) -> None:
+    extensions = longest_extensions(prompts)
+    assert extensions.keys() == prompts
+    for prompt, trunk in extensions.items():
+        assert trunk[: len(prompt)] == prompt
+        assert trunk in prompts
+        assert not [other for other in prompts if len(other) > len(trunk) and other[: len(trunk)] == trunk]
+
+
+def test_the_model_attends_in_its_own_way_again_after_a_call() -> None:
+    model = random_model("llama", context=256)
+    engine = engine_of(model, slots=100, context=256)
+    requests = nested_requests(0.0, longest=LONG, draws=20)
+    engine.generate(requests)
+    assert model.config._attn_implementation == "sdpa"
+    # No tokenizer: a stop text fails midway.
+    with pytest.raises(EngineError, match="no tokenizer"):
+        engine.generate([*requests, request([3], 5, stop_texts=("x",))])
+    assert model.config._attn_implementation == "sdpa"
+    assert engine.generate(requests[:1]) == engine_of(model).generate(requests[:1])
+
+
+def test_attention_in_plain_steps_is_that_of_the_cpu_kernel() -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 11, 8), torch.randn(2, 3, 11, 8)
+    hidden = torch.zeros(2, 3, 5, 11).masked_fill_(torch.rand(2, 3, 5, 11) < 0.3, torch.finfo(torch.float32).min)
+    for mask in (None, hidden):
+        for scaling in (None, 0.7):
+            seen, mass = attend_plainly(query, key, value, mask, scaling)
+            expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+            torch.testing.assert_close(seen, expected)
+            kernel_seen, kernel_mass = attend(query, key, value, mask, scaling)
+            torch.testing.assert_close(kernel_seen, seen)
+            torch.testing.assert_close(kernel_mass, mass)
 
 
 def chi_square(counts: np.ndarray, probabilities: np.ndarray) -> float:
@@ -325,6 +470,24 @@ def test_a_window_as_wide_as_the_context_is_none() -> None:
     for window in (None, 64):
         config = MistralConfig(**SMALL, num_key_value_heads=4, sliding_window=window, max_position_embeddings=64)
         assert len(engine_of(MistralForCausalLM(config).eval(), eos=-1).generate([request([1, 2, 3], 4)])[0].token_ids) == 4
+
+
+def test_large_layers_are_packed_and_draw_what_transformers_itself_generates(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    wide = {**SMALL, "hidden_size": 512, "intermediate_size": 700}
+    config = LlamaConfig(
+        **wide, num_key_value_heads=2, max_position_embeddings=CONTEXT, initializer_range=0.1, eos_token_id=EOS, mlp_bias=True
+    )
+    model = LlamaForCausalLM(config).eval()
+    model.save_pretrained(tmp_path)
+    piece_tokenizer().save_pretrained(tmp_path)
+    engine = TransformersEngine.load(tmp_path, dtype=torch.float32, device="cpu", max_batch_size=3)
+    packed = {name.split(".")[-1] for name, layer in engine.model.named_modules() if isinstance(layer, PackedLinear)}
+    # 512 × 512 and 512 × 700 weights; the keys' and values' 512 × 256 and the head's 512 × 41 are few.
+    assert packed == {"q_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    requests = mixed_requests(temperature=0)
+    for asked, generation in zip(requests, engine.generate(requests), strict=True):
+        assert generation.token_ids == greedy_by_transformers(model, asked)
 
 
 def test_an_engine_is_built_from_a_model_directory() -> None:

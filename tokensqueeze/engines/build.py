@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+_TOKENS_A_PASS = 2048
+
 
 def build_engine(folder: Path, engine: EngineSettings, dtype: str) -> Engine:
     """Load a model directory into the engine that the settings name. Backends are imported here, when they are needed."""
@@ -26,9 +28,13 @@ def build_engine(folder: Path, engine: EngineSettings, dtype: str) -> Engine:
 
 
 def build_scoring_model(folder: Path, engine: EngineSettings, dtype: str) -> "PreTrainedModel":
-    """Load a model directory for forward passes."""
+    """Load a model directory for forward passes, without gradients."""
     torch_dtype, device = _place(folder, dtype, engine.threads)
-    return load_model(folder, torch_dtype).to(device)  # type: ignore[arg-type]
+    from tokensqueeze.engines.packed_linear import pack_linear_layers
+
+    model = load_model(folder, torch_dtype).to(device)  # type: ignore[arg-type]
+    pack_linear_layers(model, _TOKENS_A_PASS)
+    return model
 
 
 def _place(folder: Path, dtype: str, threads: int) -> "tuple[torch.dtype, str]":

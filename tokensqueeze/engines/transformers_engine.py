@@ -1,13 +1,20 @@
 """Generation with transformers, on a CPU or a GPU: a batch of slots, where a row that finishes gives its place to the next.
 
+Prompts that begin one another, such as those of one trace's steps, are read once, as the longest of them: their trunk. Where
+many rows stand on long trunks, they attend to the one copy of a trunk's keys and values, and to their own tokens separately.
+
 Which rows share a batch follows from the requests' order alone, and each row draws from a random stream of its own, so the
 same call gives the same tokens on any worker.
 
-Shapes: B rows in the batch, P prompt tokens, S tokens seen so far, V vocabulary, H key/value heads, D head size.
+Shapes: B rows in the batch, N of them on one trunk, T trunks, P trunk tokens, S tokens of a slot, V vocabulary, H key/value
+heads, R query heads to each, D head size.
 """
 
+from collections import deque
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +25,8 @@ from transformers import DynamicCache
 from tokensqueeze.engines.attention_kinds import partial_attention
 from tokensqueeze.engines.base import Generation, GenerationRequest
 from tokensqueeze.engines.checkpoint import context_length, eos_token_ids, load_model, load_tokenizer
+from tokensqueeze.engines.packed_linear import pack_linear_layers
+from tokensqueeze.engines.trunks import KeysValues, Trunk, TrunkUse, attention_to_trunks, can_share_trunks, longest_extensions
 from tokensqueeze.errors import EngineError
 from tokensqueeze.schema import FinishReason
 
@@ -25,9 +34,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _PREFILL_TOKENS = 16_384
-"""Padded prompt tokens per forward pass."""
+"""Padded trunk tokens per forward pass."""
 _GROWTH = 128
 """The cache grows by this many positions."""
+_SPARED_TOKENS = 4096
+"""Tokens of keys and values a trunk must spare each step, before rows share it: every trunk in use costs a step extra time."""
 
 
 class TransformersEngine:
@@ -58,8 +69,10 @@ class TransformersEngine:
 
     @classmethod
     def load(cls, folder: Path, *, dtype: torch.dtype, device: str, max_batch_size: int) -> "TransformersEngine":
+        model = load_model(folder, dtype).to(device)  # type: ignore[arg-type]
+        pack_linear_layers(model, max_batch_size)
         return cls(
-            load_model(folder, dtype).to(device),  # type: ignore[arg-type]
+            model,
             eos_token_ids=eos_token_ids(folder),
             context_length=context_length(folder),
             max_batch_size=max_batch_size,
@@ -69,16 +82,18 @@ class TransformersEngine:
     @torch.inference_mode()
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         rows = [self._admit(index, request) for index, request in enumerate(requests)]
-        batch = _Batch(self.model, self._cache)
-        waiting = list(reversed(rows))
-        while waiting or batch.rows:
-            free = batch.slots - len(batch.rows)
-            # Prompts are read several at a time; until then, the batch runs on, smaller.
-            if waiting and (free >= max(1, batch.slots // 8) or not batch.rows):
-                batch.add([waiting.pop() for _ in range(min(free, len(waiting)))])
-            for row, token in zip(batch.rows, batch.step(), strict=True):
-                self._append(row, token)
-            batch.drop_finished()
+        waiting = deque(_plant(rows))
+        shared = can_share_trunks(self.model) and _sharing_pays(rows, self.max_batch_size)
+        with attention_to_trunks(self.model) if shared else nullcontext():
+            batch = _Batch(self.model, self._cache, shared=shared)
+            while waiting or batch.rows:
+                free = batch.slots - len(batch.rows)
+                # Trunks are read several at a time; until then, the batch runs on, smaller.
+                if waiting and (free >= max(1, batch.slots // 8) or not batch.rows):
+                    batch.add([waiting.popleft() for _ in range(min(free, len(waiting)))])
+                for row, token in zip(batch.rows, batch.step(), strict=True):
+                    self._append(row, token)
+                batch.drop_finished()
         return [Generation(row.token_ids, row.finish_reason or "length") for row in rows]
 
     def _admit(self, index: int, request: GenerationRequest) -> "_Row":
@@ -117,6 +132,8 @@ class TransformersEngine:
 class _Row:
     request: GenerationRequest
     max_tokens: int
+    trunk: Trunk | None = None
+    """Held as long as the row needs it; what no row holds is freed."""
     token_ids: list[int] = field(default_factory=list)
     tail: str = ""
     """The end of the text so far, in which a stop text may have begun."""
@@ -127,43 +144,90 @@ class _Row:
         count = self.max_tokens if self.request.temperature > 0 else 0
         self.uniforms = np.random.Generator(np.random.Philox(key=self.request.seed)).random(count)
 
+    @property
+    def prefix_length(self) -> int:
+        """Tokens of the prompt that its trunk has read for it: all but the last, which the row's first step reads."""
+        return len(self.request.prompt_token_ids) - 1
+
+
+def _plant(rows: Sequence[_Row]) -> list[_Row]:
+    """Give each row its trunk, and return the rows trunk by trunk, so that few trunks are held at once."""
+    prompts = [tuple(row.request.prompt_token_ids) for row in rows]
+    extensions = longest_extensions(set(prompts))
+    # In the order of the trunks' first rows.
+    trunks: dict[tuple[int, ...], tuple[Trunk, list[_Row]]] = {}
+    for row, prompt in zip(rows, prompts, strict=True):
+        trunk_ids = extensions[prompt]
+        row.trunk, own = trunks.setdefault(trunk_ids, (Trunk(trunk_ids), []))
+        own.append(row)
+    return [row for _, own in trunks.values() for row in own]
+
+
+def _sharing_pays(rows: Sequence[_Row], slots: int) -> bool:
+    """Whether rows attend to trunks faster than to copies of them: many rows at once on each, and long prefixes."""
+    if not rows:
+        return False
+    rows_per_trunk = min(slots, len(rows) / len({row.trunk for row in rows}))
+    mean_prefix = sum(row.prefix_length for row in rows) / len(rows)
+    return (rows_per_trunk - 1) * mean_prefix >= _SPARED_TOKENS
+
 
 class _Batch:
-    """The rows in flight; row b lives in slot b of the cache, without gaps."""
+    """The rows in flight; row b lives in slot b of the cache, without gaps.
 
-    def __init__(self, model: "PreTrainedModel", cache: "_SlotCache"):
-        self.model, self.cache, self.slots = model, cache, cache.slots
+    A slot holds a row's whole past, or, where trunks are `shared`, what follows the row's prefix.
+    """
+
+    def __init__(self, model: "PreTrainedModel", cache: "_SlotCache", *, shared: bool):
+        self.model, self.cache, self.slots, self.shared = model, cache, cache.slots, shared
         self.rows: list[_Row] = []
         self.lengths = torch.zeros(self.slots, dtype=torch.long, device=model.device)
-        self.last_tokens = torch.zeros(self.slots, dtype=torch.long, device=model.device)
+        """Tokens in each slot."""
+        self.offsets = torch.zeros_like(self.lengths)
+        """Tokens of each row's past that its trunk holds, not its slot."""
+        self.last_tokens = torch.zeros_like(self.lengths)
+        self._uses: list[TrunkUse] | None = None
 
     def add(self, rows: Sequence[_Row]) -> None:
-        """Read the rows' prompts, each distinct one once, all but its last token, which the first step reads."""
-        first_slot = len(self.rows)
-        prompts: dict[tuple[int, ...], list[int]] = {}
-        for offset, row in enumerate(rows):
-            prompts.setdefault(tuple(row.request.prompt_token_ids), []).append(first_slot + offset)
-        for chunk in _chunks_of_tokens(list(prompts), _PREFILL_TOKENS):
-            self._prefill(chunk, [prompts[prompt] for prompt in chunk])
-        for offset, row in enumerate(rows):
-            self.lengths[first_slot + offset] = len(row.request.prompt_token_ids) - 1
-            self.last_tokens[first_slot + offset] = row.request.prompt_token_ids[-1]
+        """Have the rows' prompts read, all but the last token, which the first step reads."""
+        new = slice(len(self.rows), len(self.rows) + len(rows))
+        unread = dict.fromkeys(row.trunk for row in rows if row.trunk and row.trunk.layers is None)
+        for chunk in _chunks_of_tokens(list(unread), _PREFILL_TOKENS):
+            self._read(chunk)
+        prefixes_B = torch.tensor([row.prefix_length for row in rows], device=self.lengths.device)
+        self.lengths[new] = 0 if self.shared else prefixes_B
+        self.offsets[new] = prefixes_B if self.shared else 0
+        self.last_tokens[new] = torch.tensor([row.request.prompt_token_ids[-1] for row in rows], device=self.lengths.device)
+        if not self.shared:
+            self._copy_trunks(rows, new.start)
         self.rows.extend(rows)
+        self._uses = None
 
-    def _prefill(self, prompts: Sequence[tuple[int, ...]], slots: Sequence[Sequence[int]]) -> None:
-        longest = max(len(prompt) for prompt in prompts) - 1
+    def _read(self, trunks: "Sequence[Trunk]") -> None:
+        longest = max(len(trunk.token_ids) for trunk in trunks) - 1
         if longest == 0:
+            for trunk in trunks:
+                trunk.layers = []
             return
         # Padding stands on the right, where causal attention never looks back at it.
-        ids_BP = torch.zeros(len(prompts), longest, dtype=torch.long)
-        for index, prompt in enumerate(prompts):
-            ids_BP[index, : len(prompt) - 1] = torch.tensor(prompt[:-1])
+        ids_TP = torch.zeros(len(trunks), longest, dtype=torch.long)
+        for index, trunk in enumerate(trunks):
+            ids_TP[index, : len(trunk.token_ids) - 1] = torch.tensor(trunk.token_ids[:-1])
         read = DynamicCache()
-        self.model.base_model(input_ids=ids_BP.to(self.model.device), past_key_values=read, use_cache=True)
-        source = torch.tensor([index for index, targets in enumerate(slots) for _ in targets], device=self.model.device)
-        target = torch.tensor([slot for targets in slots for slot in targets], device=self.model.device)
-        for layer_index, layer in enumerate(read.layers):
-            self.cache.fill(layer_index, target, layer.keys[source], layer.values[source])  # type: ignore[index]
+        more: dict[str, Any] = {"trunk_uses": ()} if self.shared else {}
+        self.model.base_model(input_ids=ids_TP.to(self.model.device), past_key_values=read, use_cache=True, **more)
+        for index, trunk in enumerate(trunks):
+            own = (index, slice(None), slice(len(trunk.token_ids) - 1))
+            # Copies, lest one trunk in use hold on to all those read with it.
+            trunk.layers = [KeysValues(layer.keys[own].clone(), layer.values[own].clone()) for layer in read.layers]  # type: ignore[index]
+
+    def _copy_trunks(self, rows: Sequence[_Row], slot: int) -> None:
+        for trunk, on_trunk in groupby(rows, key=lambda row: row.trunk):
+            own = list(on_trunk)
+            self.cache.fill(slice(slot, slot + len(own)), trunk.layers, max(row.prefix_length for row in own))  # type: ignore[union-attr]
+            slot += len(own)
+            for row in own:
+                row.trunk = None
 
     def step(self) -> list[int]:
         """Read every row's last token and return its next."""
@@ -174,27 +238,45 @@ class _Batch:
         mask_B11S = torch.zeros(count, 1, 1, seen, dtype=self.model.dtype, device=lengths_B.device)
         mask_B11S.masked_fill_(~visible_BS[:, None, None], torch.finfo(self.model.dtype).min)
         self.cache.begin_step(lengths_B, seen)
+        more: dict[str, Any] = {"trunk_uses": self._trunk_uses()} if self.shared else {}
         output = self.model(
             input_ids=self.last_tokens[:count, None],
-            position_ids=lengths_B[:, None],
+            position_ids=(self.offsets[:count] + lengths_B)[:, None],
             attention_mask=mask_B11S,
             past_key_values=self.cache,
             use_cache=True,
+            **more,
         )
         tokens_B = _draw(output.logits[:, -1].float(), self.rows)
         self.lengths[:count] += 1
         self.last_tokens[:count] = tokens_B
         return tokens_B.tolist()
 
+    def _trunk_uses(self) -> "list[TrunkUse]":
+        if self._uses is None:
+            on_trunk: dict[Trunk, list[int]] = {}
+            for slot, row in enumerate(self.rows):
+                if row.trunk and row.prefix_length:
+                    on_trunk.setdefault(row.trunk, []).append(slot)
+            heads = self.model.config.get_text_config().num_attention_heads
+            self._uses = [
+                TrunkUse.of(trunk, torch.tensor(slots, device=self.offsets.device), self.offsets[slots], heads)
+                for trunk, slots in on_trunk.items()
+            ]
+        return self._uses
+
     def drop_finished(self) -> None:
         """Free the finished rows' slots; the last rows move into the gaps."""
         for slot in reversed([slot for slot, row in enumerate(self.rows) if row.finish_reason]):
+            self.rows[slot].trunk = None
             last = len(self.rows) - 1
             if slot != last:
                 self.cache.move(last, slot, int(self.lengths[last]))
-                self.lengths[slot], self.last_tokens[slot] = self.lengths[last], self.last_tokens[last]
+                for tensor in (self.lengths, self.offsets, self.last_tokens):
+                    tensor[slot] = tensor[last]
                 self.rows[slot] = self.rows[last]
             self.rows.pop()
+            self._uses = None
 
 
 class _SlotCache:
@@ -226,11 +308,12 @@ class _SlotCache:
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.seen - 1
 
-    def fill(self, layer: int, slots: torch.Tensor, keys_BHPD: torch.Tensor, values_BHPD: torch.Tensor) -> None:
-        length = keys_BHPD.shape[2]
-        self._make_room(layer, keys_BHPD, values_BHPD, length)
-        self.keys[layer][slots, :, :length] = keys_BHPD
-        self.values[layer][slots, :, :length] = values_BHPD
+    def fill(self, slots: slice, layers: Sequence[KeysValues], length: int) -> None:
+        """Copy the beginning of a trunk into some slots."""
+        for layer, trunk in enumerate(layers):
+            self._make_room(layer, trunk.keys_HPD, trunk.values_HPD, length)
+            self.keys[layer][slots, :, :length] = trunk.keys_HPD[:, :length]
+            self.values[layer][slots, :, :length] = trunk.values_HPD[:, :length]
 
     def move(self, source: int, target: int, length: int) -> None:
         for tensor in (*self.keys, *self.values):
@@ -239,7 +322,7 @@ class _SlotCache:
     def _make_room(self, layer: int, keys: torch.Tensor, values: torch.Tensor, needed: int) -> None:
         for kept, new in ((self.keys, keys), (self.values, values)):
             if len(kept) == layer:
-                kept.append(new.new_zeros(self.slots, new.shape[1], 0, new.shape[3]))
+                kept.append(new.new_zeros(self.slots, new.shape[-3], 0, new.shape[-1]))
             held = kept[layer].shape[2]
             if needed > held:
                 grown = max(needed, held + _GROWTH)
@@ -275,14 +358,14 @@ def _nucleus(probabilities_BV: torch.Tensor, top_p_B: torch.Tensor) -> torch.Ten
     return torch.zeros_like(probabilities_BV).scatter_(-1, order_BV, ordered_BV)
 
 
-def _chunks_of_tokens(prompts: Sequence[tuple[int, ...]], most: int) -> list[list[tuple[int, ...]]]:
-    """Split prompts, in order, into lists whose padded size stays within `most` tokens; one prompt always fits."""
-    chunks: list[list[tuple[int, ...]]] = []
+def _chunks_of_tokens(trunks: Sequence[Trunk], most: int) -> list[list[Trunk]]:
+    """Split trunks, in order, into lists whose padded size stays within `most` tokens; one trunk always fits."""
+    chunks: list[list[Trunk]] = []
     longest = 0
-    for prompt in prompts:
-        longest = max(longest, len(prompt))
+    for trunk in trunks:
+        longest = max(longest, len(trunk.token_ids))
         if not chunks or (len(chunks[-1]) + 1) * longest > most:
             chunks.append([])
-            longest = len(prompt)
-        chunks[-1].append(prompt)
+            longest = len(trunk.token_ids)
+        chunks[-1].append(trunk)
     return chunks

@@ -13,6 +13,8 @@ from tokensqueeze.errors import EngineError, MissingPackageError
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams  # pyright: ignore[reportMissingImports]
 
+_CPU_STEP_TOKENS = 4096
+"""vLLM's own choice of how many tokens a step on a CPU may read."""
 INSTALL = "pip install 'tokensqueeze[gpu]'"
 
 
@@ -46,6 +48,7 @@ class VLLMEngine:
                 enable_prefix_caching=True,
                 load_format="safetensors",
                 enforce_eager=on_cpu,
+                **(_whole_prompts(self.context_length) if on_cpu else {}),
             )
         except Exception as error:  # vLLM raises whatever its many parts do; all of it means that there is no engine
             raise EngineError(
@@ -93,6 +96,14 @@ class VLLMEngine:
             skip_special_tokens=False,
             spaces_between_special_tokens=False,
         )
+
+
+def _whole_prompts(context_length: int) -> dict[str, Any]:
+    """Return settings by which vLLM reads no prompt in pieces.
+
+    After a piece, vLLM sets a seeded request's generator back, which PyTorch's generators on a CPU can't do: it fails.
+    """
+    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(_CPU_STEP_TOKENS, context_length)}
 
 
 def _generation(index: int, output: "RequestOutput") -> Generation:
