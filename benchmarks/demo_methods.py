@@ -118,7 +118,7 @@ def _base_traces(plan: "RunPlan") -> list[EvaluationTrace]:
 
     assert plan.evaluate_base
     write_problems(plan.problem_sets["test"])
-    run_stage(plan.evaluate_base, plan.settings.resources, lambda progress: None)
+    run_stage(plan.evaluate_base, plan.settings.resources.pool("evaluate"), lambda progress: None)
     return plan.evaluate_base.output.rows()
 
 

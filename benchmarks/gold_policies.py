@@ -34,7 +34,7 @@ def evaluate_gold_policy(settings: Settings, policy: world.Policy, store: Path) 
         output=Table(store / "scored_pairs" / _name(plan.score.fingerprinted, policy), plan.score.output.row_type),
         fingerprinted={**plan.score.fingerprinted, "gold policy": policy},
     )
-    run_stage(score, settings.resources, lambda progress: None)
+    run_stage(score, settings.resources.pool("score"), lambda progress: None)
     training_dir = store / "model" / _name(plan.training_fingerprinted, policy)
     outcome = train_model(
         pairs=score.output,
@@ -55,7 +55,7 @@ def evaluate_gold_policy(settings: Settings, policy: world.Policy, store: Path) 
         fingerprinted={**plan.evaluate_squeezed.fingerprinted, "training": training_dir.name},
     )
     write_problems(plan.problem_sets["test"])
-    run_stage(evaluate, settings.resources, lambda progress: None)
+    run_stage(evaluate, settings.resources.pool("evaluate"), lambda progress: None)
     return evaluate.output.rows()
 
 

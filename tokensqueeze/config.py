@@ -17,6 +17,9 @@ from tokensqueeze.errors import SettingsError
 _CHOICES = ("selector", "rewriter", "objective")
 """The sections of which `name` picks one of several kinds."""
 
+StageName = Literal["sample", "verify", "select", "propose", "accept", "pair", "score", "evaluate"]
+"""The stages that run on a pool of actors, by the names that `--until` takes."""
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
@@ -120,8 +123,13 @@ class StepRewriter(Section):
     kl_bound: float = Field(default=0.005, gt=0)
     """ε, in nats: per token where `kl_reduction` is `mean`, over the window where it is `sum`."""
     kl_reduction: Literal["mean", "sum"] = "mean"
+    bound_scale: Literal["constant", "entropy"] = "constant"
+    """`constant`: ε is the bound; `entropy`: ε times the entropy of the original's predictions is, so that a candidate may
+    change more where the model is unsure anyway."""
     window_tokens: int = Field(default=512, ge=1)
     """T: how many of the trace's following tokens the KL is taken on."""
+    check_rest: bool = False
+    """Also take the KL of what was accepted over the whole rest of the trace, for the report; changes no decision."""
     seed: int = 0
 
 
@@ -134,8 +142,16 @@ class Reliable(StepRewriter):
     num_candidates: int = Field(default=32, ge=1)
     min_reliability: float = Field(default=0.9, ge=0, le=1)
     """ρ: smoothed share of a form's draws that must pass the bound."""
-    form: Literal["masked_numbers", "length_class"] = "masked_numbers"
-    """What makes two draws the same form: equal once numbers are masked, or of about the same length."""
+    form: Literal["masked_numbers", "masked_content", "length_class", "edit_cluster"] = "masked_numbers"
+    """What makes two draws the same form: equal once numbers are masked, or variables, names and formulas too; of about the
+    same length; or few edits apart."""
+    max_edit_distance: float = Field(default=0.5, ge=0, le=1)
+    """For `edit_cluster`: the share of words and signs that may differ, numbers masked, for texts to be one form; those with
+    different numbers of equations never are."""
+    min_form_draws: int = Field(default=4, ge=1)
+    """A form drawn less often proves nothing by itself; its texts are judged with all others such, no longer than they are."""
+    unit: Literal["step", "corrected_step"] = "corrected_step"
+    """`corrected_step`: a step that is wrong and the steps that take it back and mend it are rewritten as one."""
     max_step_tokens: int = Field(default=512, ge=1)
     """Draws are not cut at the original's length, but here."""
 
@@ -224,12 +240,43 @@ class EngineSettings(Section):
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
 
 
-class ResourcesSettings(Section):
+class PoolSettings(Section):
     workers: int = Field(default=1, ge=1)
-    """Actors per stage."""
+    """Actors that a stage starts with."""
+    max_workers: int | None = Field(default=None, ge=1)
+    """Actors that a stage may grow to while shards wait and the cluster has room; default: `workers`."""
     cpus_per_worker: float = Field(default=1, gt=0)
     gpus_per_worker: float = Field(default=0, ge=0)
     """For stages that run the model."""
+
+
+class StagePool(Section):
+    """What one stage has otherwise than `[resources]` says."""
+
+    workers: int | None = Field(default=None, ge=1)
+    max_workers: int | None = Field(default=None, ge=1)
+    cpus_per_worker: float | None = Field(default=None, gt=0)
+    gpus_per_worker: float | None = Field(default=None, ge=0)
+
+
+class ResourcesSettings(PoolSettings):
+    """The actors of every stage, and tables such as `[resources.propose]` for one alone."""
+
+    sample: StagePool = StagePool()
+    verify: StagePool = StagePool()
+    select: StagePool = StagePool()
+    propose: StagePool = StagePool()
+    """Streams its shards into `accept` where the cluster has, or may grow to, the CPUs and GPUs of both stages' `workers` at
+    once; elsewhere, as on two cores with two workers each, accepting begins when all is proposed."""
+    accept: StagePool = StagePool()
+    pair: StagePool = StagePool()
+    score: StagePool = StagePool()
+    evaluate: StagePool = StagePool()
+
+    def pool(self, stage: StageName) -> PoolSettings:
+        """Return one stage's actors."""
+        shared = self.model_dump(include=set(PoolSettings.model_fields))
+        return PoolSettings(**shared | getattr(self, stage).model_dump(exclude_none=True))
 
 
 class Settings(Section):
@@ -280,7 +327,8 @@ def check_settings(values: dict[str, Any]) -> Settings:
         settings = Settings.model_validate(values)
     except ValidationError as error:
         raise SettingsError(mistakes_text(map(_mistake, error.errors()))) from None
-    clashes = [*_clashes(settings)]
+    # Several stages may share one.
+    clashes = list(dict.fromkeys(_clashes(settings)))
     if clashes:
         raise SettingsError(mistakes_text(clashes))
     return settings
@@ -303,11 +351,28 @@ def _clashes(settings: Settings) -> Iterable[str]:
             f"evaluation.max_tokens: {settings.evaluation.max_tokens} is over evaluation.token_budget = "
             f"{settings.evaluation.token_budget}; a trace longer than the budget has no place under the curve"
         )
-    if engine.kind == "vllm" and engine.tensor_parallel_size > max(1, resources.gpus_per_worker):
-        yield (
-            f"engine.tensor_parallel_size: {engine.tensor_parallel_size} GPUs, but resources.gpus_per_worker = "
-            f"{resources.gpus_per_worker:g}"
-        )
+    for stage in get_args(StageName):
+        pool = resources.pool(stage)
+        if pool.max_workers and pool.workers > pool.max_workers:
+            yield (
+                f"{_pool_key(resources, stage, 'workers')}: {pool.workers} is over "
+                f"{_pool_key(resources, stage, 'max_workers')} = {pool.max_workers}"
+            )
+    generating: dict[StageName, bool] = {
+        "sample": True,
+        "propose": not isinstance(settings.rewriter, NoRewrite),
+        "evaluate": settings.problems.test is not None,
+    }
+    for stage, generates in generating.items():
+        gpus = resources.pool(stage).gpus_per_worker
+        if generates and engine.kind == "vllm" and engine.tensor_parallel_size > max(1, gpus):
+            key = _pool_key(resources, stage, "gpus_per_worker")
+            yield f"engine.tensor_parallel_size: {engine.tensor_parallel_size} GPUs, but {key} = {gpus:g}"
+
+
+def _pool_key(resources: ResourcesSettings, stage: StageName, name: str) -> str:
+    """Return the key that a stage's setting comes from: its own table's, or that of all stages."""
+    return f"resources.{name}" if getattr(getattr(resources, stage), name) is None else f"resources.{stage}.{name}"
 
 
 def _mistake(detail: Any) -> str:

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import ray
 
-from tokensqueeze.config import ResourcesSettings
+from tokensqueeze.config import PoolSettings
 from tokensqueeze.errors import ModelError, StageError, TableError
-from tokensqueeze.stages.run_stage import StageProgress, StageRecord, run_stage
-from tokensqueeze.stages.stage import ShardResult, Stage
+from tokensqueeze.stages.run_stage import PooledStage, StageProgress, StageRecord, run_stage, run_stages
+from tokensqueeze.stages.stage import ShardActor, ShardReport, ShardResult, Stage
 from tokensqueeze.tables import Table
 
 pytestmark = pytest.mark.slow
@@ -56,6 +56,33 @@ class DoublingWorker:
         return ShardResult(rows, tokens=sum(row.length for row in inputs["words"]), counts={"words": len(rows)})
 
 
+@dataclass(frozen=True)
+class WaitingWorker:
+    """Doubles words, but is not done with one of them before a file is there that somebody else has to write."""
+
+    wait_at: str
+    wait_for: Path
+    seconds_before: float = 0.0
+
+    def __call__(self, inputs: Mapping[str, list[Any]]) -> ShardResult[Doubled]:
+        time.sleep(self.seconds_before)
+        deadline = time.monotonic() + 60
+        while self.wait_at in [row.word for row in inputs["words"]] and not self.wait_for.exists():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.wait_for.name} was not written meanwhile")
+            time.sleep(0.05)
+        return DoublingWorker()(inputs)
+
+
+class ShoutingWorker(DoublingWorker):
+    """Takes the doubled words, and like any other may be told to die or fail at one."""
+
+    def __call__(self, inputs: Mapping[str, list[Any]]) -> ShardResult[Doubled]:
+        super().__call__({"words": [Word(row.word, 0) for row in inputs["doubled"]]})
+        rows = [Doubled(row.word.upper(), time.time()) for row in inputs["doubled"]]
+        return ShardResult(rows, tokens=len(rows))
+
+
 class UnbuildableWorker(DoublingWorker):
     def __init__(self) -> None:
         raise ModelError("model.path: none: no such directory")
@@ -94,11 +121,48 @@ class Doubling:
         )
 
     def run(self, workers: int = 1) -> StageRecord:
-        return run_stage(self.stage, ResourcesSettings(workers=workers), self.seen.append)
+        return run_stage(self.stage, PoolSettings(workers=workers), self.seen.append)
 
     @property
     def rows(self) -> list[str]:
         return [row.word for row in self.output.rows()]
+
+
+@dataclass
+class Chain:
+    """Words doubled and then shouted, and what one call of `run_stages` told."""
+
+    folder: Path
+    make_doubling: Callable[[], Any] = DoublingWorker
+    make_shouting: Callable[[], Any] = ShoutingWorker
+    told: list[tuple[str, str]] = field(default_factory=list)
+    seen: list[StageProgress] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        doubling = Doubling(self.folder, self.make_doubling)
+        self.doubled, self.doubling = doubling.output, doubling.stage
+        self.shouted = Table(self.folder / "shouted", Doubled)
+        inputs = {"doubled": self.doubled}
+        self.shouting = Stage("shouted", self.shouted, inputs, len(WORDS), self.make_shouting, {"words": 1}, runs_model=False)
+
+    def run(self, workers: int = 1) -> list[StageRecord]:
+        pool = PoolSettings(workers=workers)
+        return run_stages([PooledStage(self.doubling, pool), PooledStage(self.shouting, pool)], self)
+
+    def started(self, stage: str) -> None:
+        self.told.append(("started", stage))
+
+    def progressed(self, progress: StageProgress) -> None:
+        self.seen.append(progress)
+
+    def done(self, record: StageRecord) -> None:
+        self.told.append(("done", record.stage))
+
+    def shards_done(self, stage: str) -> list[int]:
+        return [progress.shards_done for progress in self.seen if progress.stage == stage]
+
+
+SHOUTED = ["SOSO", "HENCEHENCE", "WAITWAIT", "HMMHMM", "THENTHEN", "NOWNOW", "BUTBUT"]
 
 
 def test_rows_come_in_shard_order_whatever_the_number_of_workers(tmp_path: Path) -> None:
@@ -218,3 +282,117 @@ def test_a_table_without_rows_is_complete_and_readable(tmp_path: Path) -> None:
     assert (record.rows, record.tokens, doubling.rows) == (0, 0, [])
     assert doubling.output.is_complete()
     assert Doubling(tmp_path, words=((), ())).run().reused
+
+
+def test_a_shard_goes_on_to_the_next_stage_while_others_are_still_in_the_first(tmp_path: Path) -> None:
+    # The last shard can't be doubled before the first is shouted.
+    part = Table(tmp_path / "shouted", Doubled).part_path(0)
+    chain = Chain(tmp_path, make_doubling=partial(WaitingWorker, wait_at="then", wait_for=part, seconds_before=0.5))
+    started = time.monotonic()
+    doubled, shouted = chain.run()
+    seconds = time.monotonic() - started
+    assert [row.word for row in chain.shouted.rows()] == SHOUTED
+    assert chain.shouted.read_part(0)[0].made_at < chain.doubled.read_part(3)[0].made_at
+    assert chain.told == [("started", "doubled"), ("started", "shouted"), ("done", "doubled"), ("done", "shouted")]
+    assert chain.shards_done("doubled") == chain.shards_done("shouted") == [0, 1, 2, 3, 4]
+    assert (doubled.rows, doubled.tokens, shouted.rows, shouted.tokens) == (7, 24, 7, 7)
+    # The first stage is at work for four times half a second, the second not before the first of them is over.
+    assert 2 < doubled.seconds <= seconds
+    assert 0 < shouted.seconds < seconds - 0.5
+
+
+def test_stages_whose_actors_do_not_fit_at_once_run_one_after_the_other(tmp_path: Path) -> None:
+    chain = Chain(tmp_path)
+    chain.run(workers=2)
+    assert [row.word for row in chain.shouted.rows()] == SHOUTED
+    assert max(row.made_at for row in chain.doubled.rows()) < min(row.made_at for row in chain.shouted.rows())
+    assert chain.told == [("started", "doubled"), ("done", "doubled"), ("started", "shouted"), ("done", "shouted")]
+    assert [table.manifest()["workers"] for table in (chain.doubled, chain.shouted)] == [2, 2]
+
+
+def test_a_half_done_chain_makes_what_is_missing_and_nothing_else(tmp_path: Path) -> None:
+    chain = Chain(tmp_path)
+    kept = {"rows": 1, "tokens": 5, "seconds": 1.0, "words": 1}
+    for table, shard in ((chain.doubled, 0), (chain.doubled, 1), (chain.shouted, 0), (chain.shouted, 2)):
+        table.write_part(shard, [Doubled(f"kept{shard}", 0.0)], kept)
+    parts = [chain.doubled.part_path(0), chain.doubled.part_path(1), chain.shouted.part_path(0), chain.shouted.part_path(2)]
+    before = [path.stat().st_mtime_ns for path in parts]
+    doubled, shouted = chain.run()
+    assert [path.stat().st_mtime_ns for path in parts] == before
+    # Shard 1 goes to the second stage alone, shard 2 to the first alone, shard 3 to both.
+    assert [row.word for row in chain.doubled.rows()] == ["kept0", "kept1", "hmmhmm", "thenthen", "nownow", "butbut"]
+    assert [row.word for row in chain.shouted.rows()] == ["kept0", "KEPT1", "kept2", "THENTHEN", "NOWNOW", "BUTBUT"]
+    assert (doubled.resumed_shards, shouted.resumed_shards) == (2, 2)
+    assert (doubled.tokens, shouted.tokens) == (5 + 5 + 3 + 10, 5 + 1 + 5 + 3)
+
+
+def test_shards_that_the_first_stage_has_done_never_build_its_worker(tmp_path: Path) -> None:
+    Chain(tmp_path).run()
+    for left in (tmp_path / "doubled" / "manifest.json", tmp_path / "shouted" / "manifest.json"):
+        left.unlink()
+    Table(tmp_path / "shouted", Doubled).part_path(2).unlink()
+    chain = Chain(tmp_path, make_doubling=UnbuildableWorker)
+    doubled, shouted = chain.run()
+    assert (doubled.reused, doubled.resumed_shards, shouted.reused, shouted.resumed_shards) == (False, 4, False, 3)
+    assert [row.word for row in chain.shouted.rows()] == SHOUTED
+
+    again = Chain(tmp_path, make_doubling=UnbuildableWorker, make_shouting=UnbuildableWorker)
+    assert [record.reused for record in again.run()] == [True, True]
+    assert again.seen == []
+    assert again.told == [("started", "doubled"), ("done", "doubled"), ("started", "shouted"), ("done", "shouted")]
+
+
+def test_a_failure_in_the_second_stage_leaves_the_first_complete(tmp_path: Path) -> None:
+    chain = Chain(tmp_path, make_shouting=partial(ShoutingWorker, fail_at="butbut", fail_with=KeyError("butbut")))
+    with pytest.raises(
+        StageError, match=r"stage shouted, shard 3: KeyError: 'butbut' \(traceback in .*shouted.error-shard-00003"
+    ):
+        chain.run()
+    assert (chain.doubled.is_complete(), chain.shouted.is_complete()) == (True, False)
+    assert [chain.shouted.has_part(shard) for shard in range(4)] == [True, True, True, False]
+
+    mended = Chain(tmp_path, make_doubling=UnbuildableWorker)
+    doubled, shouted = mended.run()
+    assert (doubled.reused, shouted.resumed_shards) == (True, 3)
+    assert [row.word for row in mended.shouted.rows()] == SHOUTED
+
+
+def test_a_failure_in_the_first_stage_is_told_with_its_own_name_and_class(tmp_path: Path) -> None:
+    error = TableError("words: column 'word' has 2 missing values")
+    chain = Chain(tmp_path, make_doubling=partial(DoublingWorker, fail_at="hmm", fail_with=error))
+    with pytest.raises(TableError, match=r"^words: column 'word' has 2 missing values$"):
+        chain.run()
+    assert not (chain.doubled.is_complete() or chain.shouted.is_complete())
+    assert not chain.shouted.has_part(2)
+
+
+def test_a_worker_of_the_second_stage_that_dies_once_costs_the_shard_it_had(tmp_path: Path) -> None:
+    died = tmp_path / "died"
+    chain = Chain(tmp_path, make_shouting=partial(ShoutingWorker, die_at="hmmhmm", died=died))
+    doubled, shouted = chain.run()
+    assert died.exists()
+    assert [row.word for row in chain.shouted.rows()] == SHOUTED
+    assert (doubled.tokens, shouted.tokens) == (24, 7)
+
+
+def test_a_pool_grows_to_its_most_workers_while_shards_wait(tmp_path: Path) -> None:
+    # The first shard can't be done before another worker has done the second.
+    part = Table(tmp_path / "doubled", Doubled).part_path(1)
+    doubling = Doubling(tmp_path, make_worker=partial(WaitingWorker, wait_at="so", wait_for=part))
+    run_stage(doubling.stage, PoolSettings(workers=1, max_workers=2), doubling.seen.append)
+    assert len(doubling.rows) == 7
+    manifest = doubling.output.manifest()
+    assert (manifest["workers"], manifest["max_workers"]) == (1, 2)
+
+
+def test_what_streams_is_the_shards_number_and_not_its_rows(tmp_path: Path) -> None:
+    actor = ShardActor(Doubling(tmp_path, words=(("so",) * 10_000,)).stage)
+    columns = actor({name: [value] for name, value in vars(ShardReport(0)).items()})
+    assert columns == {"shard": [0], "failed_stage": [""], "error": [""], "error_type": [""]}
+    assert len(Table(tmp_path / "doubled", Doubled).read_part(0)) == 10_000
+
+
+def test_an_error_passes_the_stages_behind_it_by(tmp_path: Path) -> None:
+    failed = ShardReport(0, "words", "no such column", "TableError")
+    columns = ShardActor(Doubling(tmp_path, make_worker=UnbuildableWorker).stage)({n: [v] for n, v in vars(failed).items()})
+    assert columns == {"shard": [0], "failed_stage": ["words"], "error": ["no such column"], "error_type": ["TableError"]}

@@ -12,6 +12,7 @@ from tokensqueeze.config import (
     FixedQuantile,
     KLBound,
     NoRewrite,
+    PoolSettings,
     Reliable,
     Settings,
     check_settings,
@@ -98,8 +99,8 @@ def test_a_choice_is_picked_by_its_name() -> None:
         ),
         (
             {"rewriter": {"name": "kl_bound", "min_reliability": 0.9}},
-            "rewriter.min_reliability: unknown setting; known here: kl_bound, kl_reduction, name, num_candidates, seed, "
-            "temperature, window_tokens",
+            "rewriter.min_reliability: unknown setting; known here: bound_scale, check_rest, kl_bound, kl_reduction, name, "
+            "num_candidates, seed, temperature, window_tokens",
         ),
         ({"rewriter": {"name": "none", "seed": 3}}, "rewriter.seed: unknown setting; known here: name"),
         ({"objective": {"name": "dpo", "gamma": 3}}, "objective.gamma: unknown setting; known here: beta, name"),
@@ -172,6 +173,54 @@ def test_settings_that_just_fit_do_not_clash() -> None:
         }
     )
     assert settings.training.batch_size == 12
+
+
+def test_a_stages_pool_is_the_shared_one_but_for_what_its_own_table_gives() -> None:
+    resources = check_settings(
+        WHOLE
+        | {
+            "resources": {
+                "workers": 2,
+                "cpus_per_worker": 0.5,
+                "propose": {"workers": 8, "max_workers": 32, "gpus_per_worker": 1},
+                "verify": {"max_workers": 4},
+            }
+        }
+    ).resources
+    assert resources.pool("sample") == PoolSettings(workers=2, cpus_per_worker=0.5)
+    assert resources.pool("propose") == PoolSettings(workers=8, max_workers=32, cpus_per_worker=0.5, gpus_per_worker=1)
+    assert resources.pool("verify") == PoolSettings(workers=2, max_workers=4, cpus_per_worker=0.5)
+
+
+@pytest.mark.parametrize(
+    ("resources", "told"),
+    [
+        ({"workers": 4, "max_workers": 2}, ["resources.workers: 4 is over resources.max_workers = 2"]),
+        ({"workers": 4, "accept": {"max_workers": 2}}, ["resources.workers: 4 is over resources.accept.max_workers = 2"]),
+        ({"max_workers": 4, "pair": {"workers": 5}}, ["resources.pair.workers: 5 is over resources.max_workers = 4"]),
+        (
+            {"propose": {"workers": 9, "max_workers": 8}},
+            ["resources.propose.workers: 9 is over resources.propose.max_workers = 8"],
+        ),
+        ({"propose": {"worker": 9}}, ["resources.propose.worker: unknown setting; did you mean workers?"]),
+        ({"proposes": {"workers": 9}}, ["resources.proposes: unknown setting; did you mean propose?"]),
+        ({"accept": {"workers": 0}}, ["resources.accept.workers: input should be greater than or equal to 1; it is 0"]),
+    ],
+)
+def test_pools_that_cannot_be_are_told_with_the_keys_they_come_from(resources: dict[str, Any], told: list[str]) -> None:
+    assert mistakes(resources=resources) == told
+
+
+def test_an_engine_must_fit_the_gpus_of_every_stage_that_generates() -> None:
+    vllm = {"kind": "vllm", "tensor_parallel_size": 2}
+    test = {"problems": {"train": {"path": "demo:train"}, "test": {"path": "demo:test"}}}
+    pools = {"sample": {"gpus_per_worker": 2}, "propose": {"gpus_per_worker": 1}, "evaluate": {"gpus_per_worker": 0}}
+    told = "engine.tensor_parallel_size: 2 GPUs, but resources.{}.gpus_per_worker = {}"
+    assert mistakes(engine=vllm, resources=pools, **test) == [told.format("propose", 1), told.format("evaluate", 0)]
+    # Without a test split nothing is evaluated, and without a rewriter nothing proposed; scoring does not take the engine.
+    assert mistakes(engine=vllm, resources=pools) == [told.format("propose", 1)]
+    unproposed = {"engine": vllm, "resources": pools | {"accept": {"gpus_per_worker": 1}}, "rewriter": {"name": "none"}}
+    assert check_settings(WHOLE | unproposed).engine.tensor_parallel_size == 2
 
 
 def test_settings_cannot_be_changed_afterwards() -> None:

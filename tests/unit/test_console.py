@@ -32,6 +32,11 @@ def console_on(*, terminal: bool) -> tuple[RunConsole, io.StringIO]:
     return RunConsole(Console(file=written, force_terminal=terminal, width=120, highlight=False)), written
 
 
+def plain_text(written: io.StringIO) -> str:
+    """What was written, without the terminal's control codes."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.getvalue())
+
+
 def record(**values: object) -> StageRecord:
     whole = {
         "stage": "traces",
@@ -123,12 +128,61 @@ def test_a_terminal_gets_a_bar_that_goes_away_and_leaves_one_line_a_stage() -> N
         console.stage_progress(StageProgress(name, 4, 4, 400, 0))
         console.stage_done(record(stage=name, rows=400, tokens=0, seconds=1.0))
     console.close()
-    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.getvalue())
+    plain = plain_text(written)
     assert "starting" not in plain.splitlines()[-1]
     assert "400 rows" in plain
     assert plain.count("[1/2] traces: 400 rows, 1.0 s") == plain.count("[2/2] verified_traces: 400 rows, 1.0 s") == 1
     # The cursor is given back.
     assert written.getvalue().rindex("\x1b[?25h") > written.getvalue().rindex("\x1b[?25l")
+
+
+def test_a_log_tells_of_each_of_two_stages_that_overlap_with_its_own_clock(clock: Clock) -> None:
+    console, written = console_on(terminal=False)
+    console.stage_started("step_candidates", 4, 10)
+    console.stage_started("refined_traces", 5, 10)
+    for seconds, proposed, accepted in ((0, 0, 0), (12, 3, 1), (15, 4, 2), (24, 4, 3)):
+        clock.now = 1000.0 + seconds
+        console.stage_progress(StageProgress("step_candidates", proposed, 4, proposed * 10, proposed * 600))
+        console.stage_progress(StageProgress("refined_traces", accepted, 4, accepted, accepted * 60))
+        if seconds == 15:
+            console.stage_done(record(stage="step_candidates", rows=40, tokens=2400, seconds=15.0))
+            break
+    clock.now = 1024.0
+    console.stage_progress(StageProgress("refined_traces", 3, 4, 3, 180))
+    console.stage_done(record(stage="refined_traces", rows=4, tokens=240, seconds=20.0))
+    assert written.getvalue().splitlines() == [
+        "[4/10] step_candidates: starting",
+        "[5/10] refined_traces: starting",
+        # 3 of 4 in 12 s, and 1 of 4 in 12 s; then 3 of 4 in 24 s.
+        "[4/10] step_candidates: 3/4  30 rows  1,800 tokens  150/s, 4 s left",
+        "[5/10] refined_traces: 1/4  1 rows  60 tokens  5/s, 36 s left",
+        "[4/10] step_candidates: 40 rows, 2,400 tokens, 15.0 s",
+        "[5/10] refined_traces: 3/4  3 rows  180 tokens  8/s, 8 s left",
+        "[5/10] refined_traces: 4 rows, 240 tokens, 20.0 s",
+    ]
+
+
+def test_a_terminal_shows_a_bar_for_each_of_two_stages_that_overlap() -> None:
+    console, written = console_on(terminal=True)
+    console.stage_started("step_candidates", 4, 10)
+    console.stage_started("refined_traces", 5, 10)
+    console.stage_progress(StageProgress("step_candidates", 3, 4, 30, 0))
+    console.stage_progress(StageProgress("refined_traces", 1, 4, 11, 0))
+    assert console._progress is not None
+    console._progress.refresh()
+    both = plain_text(written)
+    assert "[4/10] step_candidates" in both and "30 rows" in both
+    assert "[5/10] refined_traces" in both and "11 rows" in both
+
+    console.stage_done(record(stage="step_candidates", rows=40, tokens=0, seconds=15.0))
+    written.truncate(0)
+    console._progress.refresh()
+    # The bar of the one that is done is gone, the other's stays.
+    assert "step_candidates" not in plain_text(written)
+    assert "[5/10] refined_traces" in plain_text(written)
+    console.stage_done(record(stage="refined_traces", rows=4, tokens=0, seconds=20.0))
+    assert plain_text(written).splitlines()[-1] == "[5/10] refined_traces: 4 rows, 20.0 s"
+    assert written.getvalue().rindex("\x1b[?25h") > 0
 
 
 def test_a_stage_that_fails_gives_the_terminal_back() -> None:

@@ -48,7 +48,7 @@ from tokensqueeze.stages.propose_steps import ProposeSteps
 from tokensqueeze.stages.sample_traces import SampleTraces
 from tokensqueeze.stages.score_reference import ScoreReference
 from tokensqueeze.stages.select_traces import SelectTraces
-from tokensqueeze.stages.stage import ShardActor, ShardResult, Stage
+from tokensqueeze.stages.stage import ShardActor, ShardReport, ShardResult, Stage
 from tokensqueeze.stages.verify_traces import VerifyTraces
 from tokensqueeze.tables import Table
 
@@ -366,10 +366,17 @@ def doubling_stage(folder: Path, shards: list[list[str]]) -> Stage[Problem]:
     return Stage("doubled", Table(folder / "doubled", Problem), {"problems": problems}, len(shards), Doubling, {}, False)
 
 
+def batch(*shards: int) -> dict[str, list[Any]]:
+    """What Ray hands an actor for shards that nothing has failed on yet."""
+    rows = [asdict(ShardReport(shard)) for shard in shards]
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
 def test_a_worker_reads_its_shards_and_writes_parts_with_their_counts(tmp_path: Path) -> None:
     stage = doubling_stage(tmp_path, [["x", "y"], []])
-    report = ShardActor(stage)({"shard": [1, 0]})
-    assert (report["shard"], report["rows"], report["tokens"], report["error"]) == ([1, 0], [0, 2], [7, 7], ["", ""])
+    report = ShardActor(stage)(batch(1, 0))
+    assert (report["shard"], report["error"]) == ([1, 0], ["", ""])
+    assert [stage.output.part_counts(shard)["rows"] for shard in (1, 0)] == [0, 2]
     assert [row.question for row in stage.output.read_part(0)] == ["x", "y"]
     counts = stage.output.part_counts(0)
     assert {name: counts[name] for name in ("rows", "tokens", "odd")} == {"rows": 2, "tokens": 7, "odd": 2}
@@ -377,7 +384,7 @@ def test_a_worker_reads_its_shards_and_writes_parts_with_their_counts(tmp_path: 
 
 def test_a_shard_that_fails_is_told_and_leaves_the_others_alone(tmp_path: Path) -> None:
     stage = doubling_stage(tmp_path, [["refused"], ["x"], ["broken"]])
-    report = ShardActor(stage)({"shard": [0, 1, 2, 3]})
+    report = ShardActor(stage)(batch(0, 1, 2, 3))
     assert report["error_type"] == ["EngineError", "", "", TableError.__name__]
     refused, fine, broken, missing = report["error"]
     assert (refused, fine) == ("the engine says no", "")

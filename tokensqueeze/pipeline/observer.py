@@ -7,6 +7,8 @@ from tokensqueeze.training.launch import TrainingProgress
 
 
 class Observer(Protocol):
+    """Stages that stream into each other are under way at once: what is told of one names it."""
+
     def stage_started(self, name: str, number: int, of: int) -> None: ...
 
     def stage_progress(self, progress: StageProgress) -> None: ...

@@ -42,8 +42,8 @@ from tokensqueeze.tables import Table
 
 Split = Literal["train", "dev", "test"]
 
-RULES_VERSION = 1
-"""Part of every fingerprint: raised when a stage's code gives other rows for the same settings."""
+RULES_VERSIONS = {"step_candidates": 2, "refined_traces": 2}
+"""Part of a table's fingerprint, else 1: raised when the code of its stage gives other rows for the same settings."""
 
 
 @dataclass(frozen=True)
@@ -217,12 +217,12 @@ class _Tables:
         *,
         runs_model: bool = False,
     ) -> Stage[Any]:
-        output = Table(self.store / name / _name(fingerprinted), row_type)
+        output = Table(self.store / name / _name(fingerprinted, RULES_VERSIONS.get(name, 1)), row_type)
         return Stage(name, output, inputs, self.num_shards, make_worker, fingerprinted, runs_model)
 
 
-def _name(fingerprinted: Mapping[str, Any]) -> str:
-    return fingerprint({"rules": RULES_VERSION, **fingerprinted})
+def _name(fingerprinted: Mapping[str, Any], rules_version: int = 1) -> str:
+    return fingerprint({"rules": rules_version, **fingerprinted})
 
 
 def _drawing(settings: Settings) -> dict[str, Any]:
@@ -231,7 +231,7 @@ def _drawing(settings: Settings) -> dict[str, Any]:
     if isinstance(rewriter, NoRewrite):
         return {"name": "none"}
     cut = rewriter.max_step_tokens if isinstance(rewriter, Reliable) else "shorter than the step"
-    return {"cut": cut, **rewriter.model_dump(include={"num_candidates", "temperature", "seed"})}
+    return {"cut": cut, **rewriter.model_dump(include={"num_candidates", "temperature", "seed", "unit"})}
 
 
 def _checked_inputs(settings: Settings, store: Path) -> tuple[Path, dict[Split, ProblemSet]]:

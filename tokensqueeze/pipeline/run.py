@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from tokensqueeze.config import Settings
+from tokensqueeze.config import Settings, StageName
 from tokensqueeze.errors import NoPairsError
 from tokensqueeze.pipeline.observer import Observer, SilentObserver
 from tokensqueeze.pipeline.outputs import write_outputs
 from tokensqueeze.pipeline.plan import ProblemSet, RunPlan, plan_run
 from tokensqueeze.pipeline.ray_session import ray_session
-from tokensqueeze.stages.run_stage import StageRecord, run_stage
+from tokensqueeze.stages.run_stage import PooledStage, StageProgress, StageRecord, run_stages
+from tokensqueeze.stages.stage import Stage
 from tokensqueeze.tables import make_folder, read_json, write_json
 from tokensqueeze.training.launch import train_model
 
@@ -66,40 +67,68 @@ def run_plan(
         if problems.dropped_too_long:
             observer.note(f"problems.{split}: {len(problems.dropped_too_long)} dropped, their prompts fill the context")
     steps = _steps(plan, until)
+    listener = _NumberedStages([name for step in steps for name in step.stages], observer)
     records: list[StageRecord] = []
     with ray_session(address, plan.settings.resources, training_workers=plan.settings.training.num_workers):
-        for number, (name, step) in enumerate(steps, start=1):
-            observer.stage_started(name, number, len(steps))
-            record = step(observer)
-            records.append(record)
-            observer.stage_done(record)
+        for step in steps:
+            records += step.do(listener)
     evaluation = write_outputs(plan, records, output)
     return RunResult(plan, records, output, evaluation)
 
 
-def _steps(plan: RunPlan, until: Until) -> list[tuple[str, Callable[[Observer], StageRecord]]]:
+@dataclass(frozen=True)
+class _Step:
+    """One stage, or several that stream into each other."""
+
+    stages: list[str]
+    do: Callable[["_NumberedStages"], list[StageRecord]]
+
+
+@dataclass(frozen=True)
+class _NumberedStages:
+    """Tells an observer which of how many stages it hears of."""
+
+    names: list[str]
+    observer: Observer
+
+    def started(self, stage: str) -> None:
+        self.observer.stage_started(stage, self.names.index(stage) + 1, len(self.names))
+
+    def progressed(self, progress: StageProgress) -> None:
+        self.observer.stage_progress(progress)
+
+    def done(self, record: StageRecord) -> None:
+        self.observer.stage_done(record)
+
+
+def _steps(plan: RunPlan, until: Until) -> list[_Step]:
     """Return what there is to do, up to and including `until`."""
 
-    def table_stage(stage: Any, check: Callable[[StageRecord], None] = lambda record: None):
-        def step(observer: Observer) -> StageRecord:
-            record = run_stage(stage, plan.settings.resources, observer.stage_progress)
-            check(record)
-            return record
+    def pooled(name: StageName, stage: Stage[Any] | None) -> list[PooledStage]:
+        if stage is None or STEPS.index(name) > STEPS.index(until):
+            return []
+        return [PooledStage(stage, plan.settings.resources.pool(name))]
 
-        return stage.name, step
+    def tables(chain: list[PooledStage], check: Callable[[StageRecord], None] = lambda last: None) -> _Step:
+        def do(listener: _NumberedStages) -> list[StageRecord]:
+            records = run_stages(chain, listener)
+            check(records[-1])
+            return records
 
-    chain: dict[Until, list[tuple[str, Callable[[Observer], StageRecord]]]] = {
-        "sample": [table_stage(plan.sample)],
-        "verify": [table_stage(plan.verify)],
-        "select": [table_stage(plan.select, lambda record: _needs_selected(plan, record))],
-        "propose": [table_stage(plan.propose)],
-        "accept": [table_stage(plan.accept)],
-        "pair": [table_stage(plan.pair, lambda record: _needs_pairs(plan, record))],
-        "score": [table_stage(plan.score)],
-        "train": [("model", lambda observer: _train(plan, observer))],
-        "evaluate": [table_stage(stage) for stage in (plan.evaluate_base, plan.evaluate_squeezed) if stage],
-    }
-    return [step for name in STEPS[: STEPS.index(until) + 1] for step in chain[name]]
+        return _Step([pooled.stage.name for pooled in chain], do)
+
+    steps = [
+        tables(pooled("sample", plan.sample)),
+        tables(pooled("verify", plan.verify)),
+        tables(pooled("select", plan.select), lambda record: _needs_selected(plan, record)),
+        tables(pooled("propose", plan.propose) + pooled("accept", plan.accept)),
+        tables(pooled("pair", plan.pair), lambda record: _needs_pairs(plan, record)),
+        tables(pooled("score", plan.score)),
+        _Step(["model"] if STEPS.index("train") <= STEPS.index(until) else [], lambda listener: _train(plan, listener)),
+        tables(pooled("evaluate", plan.evaluate_base)),
+        tables(pooled("evaluate", plan.evaluate_squeezed)),
+    ]
+    return [step for step in steps if step.stages]
 
 
 def write_problems(problems: ProblemSet) -> None:
@@ -141,10 +170,11 @@ def _needs_pairs(plan: RunPlan, record: StageRecord) -> None:
     )
 
 
-def _train(plan: RunPlan, observer: Observer) -> StageRecord:
+def _train(plan: RunPlan, listener: _NumberedStages) -> list[StageRecord]:
     """Train unless the trained model is there; its folder is complete when its manifest is."""
     manifest = plan.training_dir / "manifest.json"
     reused = manifest.is_file()
+    listener.started("model")
     if not reused:
         started = time.monotonic()
         settings, dev = plan.settings, plan.problem_sets.get("dev")
@@ -157,7 +187,7 @@ def _train(plan: RunPlan, observer: Observer) -> StageRecord:
             dev_problems=dev.problems if dev else [],
             dev_max_tokens=settings.training.dev_max_tokens,
             think_end=settings.model.think_end,
-            progress=observer.training_progress,
+            progress=listener.observer.training_progress,
         )
         write_json(
             manifest,
@@ -172,7 +202,7 @@ def _train(plan: RunPlan, observer: Observer) -> StageRecord:
         )
     done = read_json(manifest)
     workers = plan.settings.training.num_workers
-    return StageRecord(
+    record = StageRecord(
         "model",
         done["steps"],
         done["tokens"],
@@ -183,3 +213,5 @@ def _train(plan: RunPlan, observer: Observer) -> StageRecord:
         reused,
         0,
     )
+    listener.done(record)
+    return [record]

@@ -48,28 +48,31 @@ class Stage(Generic[Row]):
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What the driver hears of one shard."""
+    """What goes from stage to stage, and to the driver, of one shard: its rows stay on disk."""
 
     shard: int
-    rows: int
-    tokens: int
-    seconds: float
+    failed_stage: str = ""
     error: str = ""
     error_type: str = ""
 
 
 class ShardActor:
-    """Runs a stage's worker on shards, for `ray.data.Dataset.map_batches`."""
+    """Runs a stage's worker on shards, for `ray.data.Dataset.map_batches`; those that have a part pass through."""
 
     def __init__(self, stage: Stage[Any]):
         self._stage = stage
         self._worker: ShardWorker[Any] | None = None
 
-    def __call__(self, batch: Mapping[str, Sequence[int]]) -> dict[str, list[Any]]:
-        reports = [self._run(int(shard)) for shard in batch["shard"]]
-        return {name: [getattr(report, name) for report in reports] for name in ShardReport.__dataclass_fields__}
+    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        columns = (batch["shard"], batch["failed_stage"], batch["error"], batch["error_type"])
+        came = [ShardReport(int(shard), *map(str, rest)) for shard, *rest in zip(*columns, strict=True)]
+        goes = [report if report.error else self._run(report.shard) for report in came]
+        return {name: [getattr(report, name) for report in goes] for name in ShardReport.__dataclass_fields__}
 
     def _run(self, shard: int) -> ShardReport:
+        # Of an earlier run, or of this one: where a machine is lost with its reports, Ray asks for them again.
+        if self._stage.output.has_part(shard):
+            return ShardReport(shard)
         started = time.monotonic()
         mark = attempts_mark(self._stage.output, shard)
         attempt = len(mark.read_text()) + 1 if mark.exists() else 1
@@ -86,10 +89,10 @@ class ShardActor:
             if self._worker is None:
                 self._worker = self._stage.make_worker()
             result = self._worker({name: table.read_part(shard) for name, table in self._stage.inputs.items()})
-            seconds = time.monotonic() - started
-            counts = {"rows": len(result.rows), "tokens": result.tokens, "seconds": round(seconds, 3), **result.counts}
+            seconds = round(time.monotonic() - started, 3)
+            counts = {"rows": len(result.rows), "tokens": result.tokens, "seconds": seconds, **result.counts}
             self._stage.output.write_part(shard, result.rows, counts)
-            return ShardReport(shard, len(result.rows), result.tokens, seconds)
+            return ShardReport(shard)
         except TokenSqueezeError as error:
             return self._failed(shard, str(error), type(error).__name__)
         except Exception as error:  # told to the driver, with the traceback kept: it must reach a person as one line
@@ -101,7 +104,7 @@ class ShardActor:
             mark.unlink(missing_ok=True)
 
     def _failed(self, shard: int, error: str, error_type: str) -> ShardReport:
-        return ShardReport(shard, 0, 0, 0.0, error, error_type)
+        return ShardReport(shard, self._stage.name, error, error_type)
 
 
 def attempts_mark(output: Table[Any], shard: int) -> Path:
