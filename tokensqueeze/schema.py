@@ -101,6 +101,16 @@ class StepDecision:
     reliability: float | None
     num_candidates: int
     num_scored: int
+    rejected_text: str | None = None
+    """The candidate that came nearest among those turned down."""
+    rejected_tokens: int | None = None
+    rejected_kl: float | None = None
+    """Its KL, or what was known of it when it went over the bound."""
+    rejected_reliability: float | None = None
+    """How reliable its form is, where that is why it was turned down."""
+    rest_kl: float | None = None
+    """That of the kept candidate over the whole rest of the trace, where that was asked for."""
+    rest_passes: bool | None = None
 
     @property
     def rewritten(self) -> bool:

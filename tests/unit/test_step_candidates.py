@@ -1,11 +1,14 @@
 """From draws to candidates, with the demo's tokenizer, in which a blank line is one token."""
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from tokensqueeze.config import KLBound, Reliable
 from tokensqueeze.engines.base import Generation
 from tokensqueeze.engines.checkpoint import demo_model_dir, eos_token_ids, load_tokenizer
-from tokensqueeze.rewriters.step_candidates import distinct_candidates, draw_length, stop_texts
+from tokensqueeze.rewriters.step_candidates import distinct_candidates, draw_length, ending_tokens, stop_texts
 from tokensqueeze.schema import Candidate
 from tokensqueeze.traces.token_texts import TokenTexts
 
@@ -83,6 +86,44 @@ def test_a_draw_may_be_one_token_shorter_than_the_step_and_its_ending() -> None:
 
 def test_the_reliable_rewriters_draws_are_not_cut_at_the_steps_length() -> None:
     assert {draw_length(Reliable(max_step_tokens=96), tokens) for tokens in (1, 2, 500)} == {98}
+
+
+def test_a_draw_has_room_for_a_tag_that_is_spelled_over_several_tokens(tokens: TokenTexts) -> None:
+    assert ending_tokens(END, tokens) == 2
+    apart = len(tokens.encode("\n</end>"))
+    assert apart > 3 and ending_tokens("</end>", tokens) == apart
+    assert draw_length(KLBound(), 10, apart) == 9 + apart
+    assert draw_length(KLBound(), 1, apart) == 0
+    assert draw_length(Reliable(max_step_tokens=96), 10, apart) == 96 + apart
+
+
+def test_drawn_tokens_are_kept_however_many_their_ending_took(tokens: TokenTexts) -> None:
+    letters = [token for character in "Then, yes." for token in tokens.encode(character)]
+    for blank in (" \n \n\n", "   \n</think>", "\n \n \n</think>"):
+        ending = [token for character in blank.removesuffix(END) for token in tokens.encode(character)]
+        draw = Generation([*letters, *ending, *(tokens.encode(END) if blank.endswith(END) else [])], "stop")
+        (found,) = distinct_candidates([draw], step_text="x", think_end=END, max_tokens=None, tokens=tokens)
+        assert found.token_ids == letters
+
+
+def test_a_draw_that_the_tokenizer_cannot_spell_is_no_candidate() -> None:
+    # This one composes characters, so what it encodes is not what the model wrote: e and an accent become é.
+    symbols = list(bytes_to_unicode().values())
+    bpe = Tokenizer(models.BPE({symbol: number for number, symbol in enumerate([*symbols, "<end>"])}, []))
+    bpe.normalizer, bpe.decoder = normalizers.NFC(), decoders.ByteLevel()
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    composing = TokenTexts(PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<end>"), frozenset({256}))
+    written = "e\u0301."
+    raw = [symbols.index(bytes_to_unicode()[byte]) for byte in f"{written}\n\n".encode()]
+    assert composing.text(raw) == f"{written}\n\n" and composing.encode(written) != raw[:-2]
+
+    def found(step_text: str) -> list[tuple[str, list[int]]]:
+        draws = [Generation(raw, "stop")]
+        own = distinct_candidates(draws, step_text=step_text, think_end=END, max_tokens=None, tokens=composing)
+        return [(candidate.text, candidate.token_ids) for candidate in own]
+
+    assert found("x") == [(written, raw[:-2])]
+    assert found("x\t") == []
 
 
 def test_a_draw_ends_at_a_blank_line_and_at_the_end_of_thinking() -> None:

@@ -54,3 +54,17 @@ def test_a_completion_loses_the_token_that_ended_it_and_no_other(tokens: TokenTe
     assert tokens.completion([end, *ids, end]) == tokens.text([end]) + "So 5."
     assert tokens.completion([*ids, end, end]) == "So 5." + tokens.text([end])
     assert tokens.completion([]) == ""
+
+
+def test_the_token_that_ended_a_completion_has_no_text_of_its_own(tokens: TokenTexts) -> None:
+    (end,) = eos_token_ids(demo_model_dir())
+    ids = tokens.encode("So 5.")
+    assert tokens.each([*ids, end]) == [*tokens.each(ids), ""]
+    assert tokens.each([end, *ids]) == [tokens.text([end]), *tokens.each(ids)]
+    assert "".join(tokens.each([end, *ids, end])) == tokens.completion([end, *ids, end])
+
+
+def test_an_end_of_sequence_token_is_found_in_a_text(tokens: TokenTexts) -> None:
+    assert tokens.holds_end("So <|im_end|>5.")
+    assert not tokens.holds_end("So <|im_start|>5 <|im_end|")
+    assert not tokens.holds_end("")

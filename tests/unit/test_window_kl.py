@@ -1,6 +1,7 @@
-"""The step scorer against the definition: a whole forward pass per candidate, in float64, one position after the other."""
+"""The window scorer against the definition: a whole forward pass per candidate, in float64, one position after the other."""
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,8 +22,9 @@ from transformers import (
 )
 
 from tokensqueeze.errors import ModelError
-from tokensqueeze.scoring import step_kl
-from tokensqueeze.scoring.step_kl import StepKL
+from tokensqueeze.scoring import window_kl
+from tokensqueeze.scoring.bounds import Bound
+from tokensqueeze.scoring.window_kl import Window, WindowScorer
 from tokensqueeze.traces.anatomy import Span
 
 VOCABULARY = 53
@@ -70,91 +72,167 @@ def defined_kl(model: PreTrainedModel, span: Span, candidate: Sequence[int], win
     return [float((log_p_V.exp() * (log_p_V - log_q_V)).sum()) for log_p_V, log_q_V in zip(log_p_TV, log_q_TV, strict=True)]
 
 
-def scorer(model: PreTrainedModel, *, window: int = 5, reduction: str = "mean", max_batch_tokens: int = 8192) -> StepKL:
-    return StepKL(
-        model,
-        prompt_token_ids=PROMPT,
-        completion_token_ids=COMPLETION,
-        window_tokens=window,
-        reduction=reduction,  # type: ignore[arg-type]
-        max_batch_tokens=max_batch_tokens,
-    )
+def windows(
+    scorer: WindowScorer,
+    span: Span = STEP,
+    candidates: Sequence[Sequence[int]] = CANDIDATES,
+    *,
+    window: int = 512,
+    limit: float = math.inf,
+) -> list[Window]:
+    """Score candidates for a step of the completion."""
+    trace = scorer.read_trace([*PROMPT, *COMPLETION])
+    span = Span(len(PROMPT) + span.start, len(PROMPT) + span.end)
+    num_tokens = min(window, len(trace.token_ids) - span.end)
+    asked = [Window(trace, span, candidate, num_tokens, limit) for candidate in candidates]
+    finished: list[Window] = []
+    for one in asked:
+        scorer.add(one)
+    while len(finished) < len(asked):
+        finished += scorer.advance()
+    return asked
+
+
+def sums(*arguments: Any, **options: Any) -> list[float]:
+    return [window.kl for window in windows(*arguments, **options)]
+
+
+def defined_sums(model: PreTrainedModel, span: Span = STEP, window: int = 512) -> list[float]:
+    return [sum(defined_kl(model, span, candidate, window)) for candidate in CANDIDATES]
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "llama", "gpt2"])
 @pytest.mark.parametrize("window", [1, 5, 7, 512])
-def test_mean_and_sum_are_those_of_the_definition(kind: str, window: int) -> None:
+def test_scores_are_those_of_the_definition(kind: str, window: int) -> None:
     model = random_model(kind)
-    expected = [defined_kl(model, STEP, candidate, window) for candidate in CANDIDATES]
-    # Seven tokens follow the step, however many are asked for.
-    assert {len(kls) for kls in expected} == {min(window, 7)}
-    assert min(sum(kls) for kls in expected[:3]) > 0.01
-    sums = scorer(model, window=window, reduction="sum").score(STEP, CANDIDATES)
-    means = scorer(model, window=window, reduction="mean").score(STEP, CANDIDATES)
-    assert sums == pytest.approx([sum(kls) for kls in expected], rel=1e-5, abs=1e-6)
-    assert means == pytest.approx([sum(kls) / len(kls) for kls in expected], rel=1e-5, abs=1e-6)
+    expected = defined_sums(model, window=window)
+    assert min(expected[:3]) > 0.01
+    assert sums(WindowScorer(model), window=window) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gpt2"])
+@pytest.mark.parametrize(("first_positions", "growth"), [(1, 2), (2, 2), (3, 4)])
+def test_a_window_read_in_pieces_has_the_same_score(kind: str, first_positions: int, growth: int) -> None:
+    model = random_model(kind)
+    scorer = WindowScorer(model, first_positions=first_positions, growth=growth)
+    assert sums(scorer) == pytest.approx(defined_sums(model), rel=1e-5, abs=1e-6)
 
 
 def test_a_float32_model_scores_close_to_the_float64_definition() -> None:
     model = random_model("qwen3", torch.float32)
-    expected = [sum(defined_kl(model, STEP, candidate, 7)) / 7 for candidate in CANDIDATES]
-    assert scorer(model, window=7).score(STEP, CANDIDATES) == pytest.approx(expected, rel=2e-4, abs=1e-6)
+    assert sums(WindowScorer(model)) == pytest.approx(defined_sums(model), rel=2e-4, abs=1e-6)
 
 
 def test_the_first_and_the_last_step_are_scored_too() -> None:
     model = random_model("qwen3")
     for span in (Span(0, 4), Span(11, 14)):
-        expected = [sum(defined_kl(model, span, candidate, 512)) for candidate in CANDIDATES]
-        scores = scorer(model, window=512, reduction="sum").score(span, CANDIDATES)
-        assert scores == pytest.approx(expected, rel=1e-5, abs=1e-6)
+        assert sums(WindowScorer(model), span) == pytest.approx(defined_sums(model, span), rel=1e-5, abs=1e-6)
+
+
+def test_leaving_a_step_out_is_scored_as_well() -> None:
+    model = random_model("qwen3")
+    expected = sum(defined_kl(model, STEP, [], 512))
+    assert expected > 0.01
+    assert sums(WindowScorer(model), candidates=[[]]) == pytest.approx([expected], rel=1e-5)
 
 
 def test_the_original_step_does_not_diverge_from_itself() -> None:
-    scorer_of_trace = scorer(random_model("qwen3", torch.float32), window=512)
+    scorer = WindowScorer(random_model("qwen3", torch.float32))
     for span in (Span(0, 4), STEP, Span(11, 14)):
-        (kl,) = scorer_of_trace.score(span, [COMPLETION[span.start : span.end]])
+        (kl,) = sums(scorer, span, [COMPLETION[span.start : span.end]])
         assert kl == pytest.approx(0, abs=1e-6)
 
 
 def test_nothing_diverges_where_nothing_follows() -> None:
     last = Span(11, len(COMPLETION))
-    assert scorer(random_model("qwen3")).score(last, CANDIDATES) == [0.0] * len(CANDIDATES)
-
-
-def test_no_candidates_have_no_scores() -> None:
-    assert scorer(random_model("qwen3")).score(STEP, []) == []
+    judged = windows(WindowScorer(random_model("qwen3")), last, limit=0.0)
+    assert [(window.kl, window.failed) for window in judged] == [(0.0, False)] * len(CANDIDATES)
 
 
 @pytest.mark.parametrize("max_batch_tokens", [1, 24, 40])
 def test_scores_do_not_depend_on_how_candidates_are_batched(max_batch_tokens: int) -> None:
     model = random_model("qwen3")
-    at_once = scorer(model, window=7).score(STEP, CANDIDATES)
-    assert scorer(model, window=7, max_batch_tokens=max_batch_tokens).score(STEP, CANDIDATES) == pytest.approx(
-        at_once, rel=1e-6
-    )
-    assert scorer(model, window=7).score(STEP, CANDIDATES[::-1]) == pytest.approx(at_once[::-1], rel=1e-6)
+    at_once = sums(WindowScorer(model))
+    assert sums(WindowScorer(model, max_batch_tokens=max_batch_tokens, first_positions=2)) == pytest.approx(at_once, rel=1e-6)
+    assert sums(WindowScorer(model), candidates=CANDIDATES[::-1]) == pytest.approx(at_once[::-1], rel=1e-6)
 
 
-def test_scoring_one_step_leaves_the_next_as_it_was() -> None:
+def test_windows_of_several_traces_and_steps_share_a_batch() -> None:
     model = random_model("qwen3")
-    used, fresh = scorer(model), scorer(model)
-    used.score(Span(0, 4), CANDIDATES)
-    used.score(Span(11, 14), CANDIDATES)
-    assert used.score(STEP, CANDIDATES) == fresh.score(STEP, CANDIDATES)
+    scorer = WindowScorer(model, first_positions=2)
+    long, short = [*PROMPT, *COMPLETION], [*PROMPT, *COMPLETION[:12]]
+    long_trace, short_trace = scorer.read_trace(long), scorer.read_trace(short)
+    asked = [Window(long_trace, Span(9, 14), CANDIDATES[1], 7), Window(short_trace, Span(4, 8), CANDIDATES[2], 8)]
+    for window in asked:
+        scorer.add(window)
+    while not all(window.finished for window in asked):
+        scorer.advance()
+    expected_long = sum(defined_kl(model, STEP, CANDIDATES[1], 7))
+    expected_short = sum(defined_kl(model, Span(0, 4), CANDIDATES[2], 8))
+    assert [window.kl for window in asked] == pytest.approx([expected_long, expected_short], rel=1e-5)
 
 
-@pytest.mark.parametrize("positions", [1, 3])
-def test_a_head_that_runs_in_chunks_gives_the_same_scores(monkeypatch: pytest.MonkeyPatch, positions: int) -> None:
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_head_that_runs_in_chunks_gives_the_same_scores(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     model = random_model("qwen3")
-    whole = scorer(model, window=7).score(STEP, CANDIDATES)
-    monkeypatch.setattr(step_kl, "_HEAD_ELEMENTS", positions * (len(CANDIDATES) + 1) * VOCABULARY)
-    assert scorer(model, window=7).score(STEP, CANDIDATES) == pytest.approx(whole, rel=1e-6)
+    whole = sums(WindowScorer(model))
+    monkeypatch.setattr(window_kl, "_HEAD_ELEMENTS", 2 * rows * VOCABULARY)
+    assert sums(WindowScorer(model)) == pytest.approx(whole, rel=1e-6)
+
+
+@pytest.mark.parametrize("first_positions", [1, 2, 5])
+def test_a_candidate_fails_early_exactly_when_its_whole_window_is_at_the_limit(first_positions: int) -> None:
+    model = random_model("qwen3")
+    different = [candidate for candidate in CANDIDATES if candidate != COMPLETION[STEP.start : STEP.end]]
+    whole = [sum(defined_kl(model, STEP, candidate, 512)) for candidate in different]
+    scorer = WindowScorer(model, first_positions=first_positions, growth=2)
+    for limit in [0.5 * min(whole), *(kl * factor for kl in whole for factor in (0.999, 1.001))]:
+        judged = windows(scorer, candidates=different, limit=limit)
+        assert [window.failed for window in judged] == [kl >= limit for kl in whole]
+        # What is known of one that failed is no more than its KL; of one that passes it is all.
+        assert all(window.kl <= kl * (1 + 1e-5) for window, kl in zip(judged, whole, strict=True))
+        passing = [(window.kl, kl) for window, kl in zip(judged, whole, strict=True) if not window.failed]
+        assert [known for known, _ in passing] == pytest.approx([kl for _, kl in passing], rel=1e-5)
+
+
+def test_a_failed_candidate_is_not_read_on() -> None:
+    model = random_model("qwen3")
+    reads = []
+    for limit in (math.inf, 1e-9):
+        scorer = WindowScorer(model, first_positions=1, growth=2)
+        windows(scorer, limit=limit)
+        reads.append(scorer.tokens_read)
+    # The trace once, and each candidate with its window but for the last token; or the candidate alone, but for the one
+    # that is the original.
+    trace, candidates = len(PROMPT) + len(COMPLETION), sum(map(len, CANDIDATES))
+    assert reads == [trace + candidates + 6 * len(CANDIDATES), trace + candidates + 6]
+
+
+def test_entropy_is_that_of_the_predictions() -> None:
+    model = random_model("llama")
+    with torch.no_grad():
+        log_p = torch.log_softmax(model(input_ids=torch.tensor([[*PROMPT, *COMPLETION]])).logits[0], dim=-1)
+    trace = WindowScorer(model).read_trace([*PROMPT, *COMPLETION], with_entropy=True)
+    assert trace.entropy_L is not None
+    assert trace.entropy_L.tolist() == pytest.approx((-(log_p.exp() * log_p).sum(-1)).tolist(), rel=1e-6)
+    limit = Bound(0.1, scale="entropy").limit(trace, Span(4, 9), 3)
+    # Tokens 9, 10 and 11 are predicted at 8, 9 and 10.
+    assert limit == pytest.approx(0.1 * float(trace.entropy_L[8:11].sum()))
+
+
+def test_the_model_works_as_before_once_it_has_scored() -> None:
+    model = random_model("qwen3")
+    ids = torch.tensor([[*PROMPT, *COMPLETION]])
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        windows(WindowScorer(model))
+        assert torch.equal(model(input_ids=ids).logits, before)
 
 
 def test_a_model_that_sees_a_part_of_the_context_is_refused() -> None:
     config = MistralConfig(**SMALL, num_key_value_heads=4, sliding_window=8, max_position_embeddings=64)
     with pytest.raises(ModelError, match=r'mistral: layers of type sliding_attention .* rewriter\.name = "none"'):
-        scorer(MistralForCausalLM(config))
+        WindowScorer(MistralForCausalLM(config))
 
 
 def test_a_model_that_changes_its_logits_behind_the_head_is_refused() -> None:
@@ -167,4 +245,4 @@ def test_a_model_that_changes_its_logits_behind_the_head_is_refused() -> None:
         max_position_embeddings=64,
     )
     with pytest.raises(ModelError, match=r"gemma2: .*final_logit_softcapping"):
-        scorer(Gemma2ForCausalLM(config))
+        WindowScorer(Gemma2ForCausalLM(config))

@@ -4,63 +4,110 @@ A chosen trace is known to be right, so a lucky shortcut in it passes the KL bou
 wrong. The draws say how often: a form's share of draws that pass is how dependable it is at this place.
 """
 
-import math
-import re
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
 
-from tokensqueeze.rewriters.choice import Choice, Score, keep_original
+from tokensqueeze.rewriters.choice import Choice, Judged, Rejected, Rule, nearest_failing
+from tokensqueeze.rewriters.forms import Form, forms_of
 from tokensqueeze.schema import Candidate
-
-Form = Literal["masked_numbers", "length_class"]
-_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-_LENGTH_CLASS_RATIO = 1.25
 
 
 def choose_reliable(
     step_text: str,
     step_token_ids: Sequence[int],
     candidates: Sequence[Candidate],
-    score: Score,
     *,
-    kl_bound: float,
     min_reliability: float,
+    min_form_draws: int,
     form: Form,
-) -> Choice:
-    """Return the shortest passing text, the original and longer ones included, whose form is reliable enough.
+    max_edit_distance: float,
+) -> Rule:
+    """Choose the shortest passing text, the original and longer ones included, that is reliable enough.
 
-    Reliability of a form = (its draws that pass + ½) / (its draws + 1); the original counts as one draw with KL 0. If no
-    form reaches `min_reliability`, the most reliable form's shortest passing text is kept. Ties: shorter, lower KL, earlier.
+    Reliability = (draws that pass + ½) / (draws + 1), over the draws of the text's form; the original counts as one draw
+    with KL 0. A form with fewer than `min_form_draws` draws proves nothing about itself: its texts are judged by all draws
+    of such forms that are no longer than they are, and stay unproven where these are too few as well. An unproven text
+    never stands in for the original, which itself has the better of the two shares. If nothing proven reaches
+    `min_reliability`, the most reliable of what is proven and of the original is kept. Ties: shorter, lower KL, earlier.
     """
-    others = [candidate for candidate in candidates if candidate.token_ids != list(step_token_ids)]
-    original_draws = 1 + sum(c.draws for c in candidates if c.token_ids == list(step_token_ids))
-    original = Candidate(step_text, list(step_token_ids), original_draws, first_draw=-1)
-    kls = {-1: 0.0} | {c.first_draw: kl for c, kl in zip(others, score(others), strict=True)}
-    forms: dict[str | int, list[Candidate]] = defaultdict(list)
-    for candidate in (original, *others):
-        forms[form_of(candidate, form)].append(candidate)
-    ranked = []
-    for members in forms.values():
-        passing = [candidate for candidate in members if kls[candidate.first_draw] < kl_bound]
-        reliability = (sum(c.draws for c in passing) + 0.5) / (sum(c.draws for c in members) + 1)
-        if passing:
-            best = min(passing, key=lambda c: (len(c.token_ids), kls[c.first_draw], c.first_draw))
-            ranked.append((reliability, best))
-    reliable = [entry for entry in ranked if entry[0] >= min_reliability]
+    step_ids = list(step_token_ids)
+    others = [candidate for candidate in candidates if candidate.token_ids != step_ids]
+    own_draws = 1 + sum(candidate.draws for candidate in candidates if candidate.token_ids == step_ids)
+    original = Candidate(step_text, step_ids, own_draws, first_draw=-1)
+    judged = [Judged(0.0, passes=True), *((yield others) if others else [])]
+    labels = forms_of([original, *others], form, max_edit_distance=max_edit_distance)
+    texts = _with_evidence([original, *others], judged, labels, min_form_draws)
+
+    eligible = [text for text in texts if text.passes and (text.proven or text.candidate is original)]
+    reliable = [text for text in eligible if text.proven and text.reliability >= min_reliability]
     if reliable:
-        reliability, kept = min(
-            reliable, key=lambda entry: (len(entry[1].token_ids), kls[entry[1].first_draw], entry[1].first_draw)
-        )
+        kept = min(reliable, key=_Text.shortest_first)
     else:
-        reliability, kept = min(ranked, key=lambda entry: (-entry[0], len(entry[1].token_ids), entry[1].first_draw))
-    if kept is original:
-        return keep_original(len(others), reliability)
-    return Choice(kept, kls[kept.first_draw], len(others), reliability)
+        kept = min(eligible, key=lambda text: (-text.reliability, *text.shortest_first()))
+    rejected = _nearest_unreliable(texts, kept, original)
+    if rejected is None:
+        failing = zip(others, judged[1:], strict=True)
+        rejected = nearest_failing((c, one) for c, one in failing if len(c.token_ids) < len(step_ids))
+    replacement = None if kept.candidate is original else kept.candidate
+    return Choice(replacement, kept.kl, len(others), kept.reliability, rejected)
 
 
-def form_of(candidate: Candidate, form: Form) -> str | int:
-    """Return what a candidate shares with others of its form: its text with numbers masked, or its class of length."""
-    if form == "masked_numbers":
-        return _NUMBER.sub("#", candidate.text)
-    return math.floor(math.log(len(candidate.token_ids), _LENGTH_CLASS_RATIO))
+@dataclass(frozen=True)
+class _Text:
+    """A text that may be kept, and what the draws say of it."""
+
+    candidate: Candidate
+    kl: float
+    passes: bool
+    reliability: float
+    proven: bool
+
+    def shortest_first(self) -> tuple[int, float, int]:
+        return len(self.candidate.token_ids), self.kl, self.candidate.first_draw
+
+
+def _with_evidence(
+    candidates: Sequence[Candidate], judged: Sequence[Judged], labels: Sequence[int], min_form_draws: int
+) -> list[_Text]:
+    """Weigh the original, which comes first, and the others."""
+    original = candidates[0]
+    draws, passing = Counter[int](), Counter[int]()
+    for candidate, one, label in zip(candidates, judged, labels, strict=True):
+        draws[label] += candidate.draws
+        passing[label] += candidate.draws * one.passes
+    pool = [
+        (len(candidate.token_ids), candidate.draws, one.passes)
+        for candidate, one, label in zip(candidates, judged, labels, strict=True)
+        if draws[label] < min_form_draws
+    ]
+
+    def text(candidate: Candidate, one: Judged, label: int) -> _Text:
+        share = _smoothed(passing[label], draws[label])
+        if draws[label] >= min_form_draws:
+            return _Text(candidate, one.kl, one.passes, share, proven=True)
+        no_longer = [(count, passes) for length, count, passes in pool if length <= len(candidate.token_ids)]
+        seen = sum(count for count, _ in no_longer)
+        pooled = _smoothed(sum(count for count, passes in no_longer if passes), seen)
+        if candidate is original and pooled < share:
+            return _Text(candidate, one.kl, one.passes, share, proven=False)
+        return _Text(candidate, one.kl, one.passes, pooled, proven=seen >= min_form_draws)
+
+    return [text(*entry) for entry in zip(candidates, judged, labels, strict=True)]
+
+
+def _smoothed(passing: int, draws: int) -> float:
+    return (passing + 0.5) / (draws + 1)
+
+
+def _nearest_unreliable(texts: Sequence[_Text], kept: _Text, original: Candidate) -> Rejected | None:
+    """Return the shortest passing text that only its reliability kept from being chosen."""
+    turned_down = [
+        text
+        for text in texts
+        if text.passes and text.candidate is not original and text.shortest_first() < kept.shortest_first()
+    ]
+    if not turned_down:
+        return None
+    nearest = min(turned_down, key=_Text.shortest_first)
+    return Rejected(nearest.candidate, nearest.kl, nearest.reliability)

@@ -7,11 +7,12 @@ from typing import Any
 from tokensqueeze.config import NoRewrite, Reliable, RewriterSettings
 from tokensqueeze.engines.base import GenerationRequest
 from tokensqueeze.fingerprint import seed_of
-from tokensqueeze.rewriters.step_candidates import distinct_candidates, draw_length, stop_texts
+from tokensqueeze.rewriters.step_candidates import distinct_candidates, draw_length, ending_tokens, stop_texts
 from tokensqueeze.schema import Problem, SelectedTrace, StepCandidates
 from tokensqueeze.stages.model_source import ModelSource
 from tokensqueeze.stages.stage import ShardResult
 from tokensqueeze.traces.anatomy import Span, step_spans
+from tokensqueeze.traces.corrections import corrected_units
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class ProposeSteps:
     def __init__(self, source: ModelSource, rewriter: RewriterSettings):
         self._source, self._rewriter = source, rewriter
         self._engine = None if isinstance(rewriter, NoRewrite) else source.engine()
+        self._ending_tokens = ending_tokens(source.think_end, source.tokens)
 
     def __call__(self, inputs: Mapping[str, list[Any]]) -> ShardResult[StepCandidates]:
         if self._engine is None or isinstance(self._rewriter, NoRewrite):
@@ -65,17 +67,25 @@ class ProposeSteps:
         return ShardResult(rows, tokens=tokens, counts={"draws": len(requests)})
 
     def _steps(self, trace: SelectedTrace) -> list[_Step]:
-        spans = step_spans(self._source.tokens.each(trace.token_ids), self._source.think_end)
         assert not isinstance(self._rewriter, NoRewrite)
-        drawn = [draw_length(self._rewriter, len(span)) > 0 for span in spans]
+        spans = self._spans(trace)
+        drawn = [draw_length(self._rewriter, len(span), self._ending_tokens) > 0 for span in spans]
         count = self._rewriter.num_candidates
         return [_Step(trace, i, len(spans), span, count if drawn[i] else 0) for i, span in enumerate(spans)]
+
+    def _spans(self, trace: SelectedTrace) -> list[Span]:
+        """Return what is rewritten as one: steps, or where the settings say so a step together with what corrects it."""
+        spans = step_spans(self._source.tokens.each(trace.token_ids), self._source.think_end)
+        if not isinstance(self._rewriter, Reliable) or self._rewriter.unit == "step":
+            return spans
+        texts = [self._source.tokens.text(trace.token_ids[span.start : span.end]) for span in spans]
+        return [Span(spans[unit[0]].start, spans[unit[-1]].end) for unit in corrected_units(texts)]
 
     def _request(self, problem: Problem, step: _Step, draw: int) -> GenerationRequest:
         assert not isinstance(self._rewriter, NoRewrite)
         return GenerationRequest(
             prompt_token_ids=[*problem.prompt_token_ids, *step.trace.token_ids[: step.span.start]],
-            max_tokens=draw_length(self._rewriter, len(step.span)),
+            max_tokens=draw_length(self._rewriter, len(step.span), self._ending_tokens),
             temperature=self._rewriter.temperature,
             top_p=1.0,
             seed=seed_of("step", self._rewriter.seed, step.trace.trace_id, step.index, draw),
