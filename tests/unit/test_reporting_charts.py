@@ -50,6 +50,13 @@ def test_equal_values_are_drawn_as_one_bar() -> None:
     assert [row[1] for row in chart.rows] == [1.0]
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_mark_beyond_the_axis_does_not_squeeze_the_chart() -> None:
+    values, marks = [Histogram("saved", [40, 42, 47], "squeezed")], {"unchanged": 0.0, "median": 42.0}
+    chart = histogram_chart("h", "H", values, x_label="x", y_label="y", marks=marks)
+    assert ">median</text>" in chart.svg and ">unchanged</text>" not in chart.svg
+
+
 def test_labels_keep_their_digits() -> None:
     values, marks = [Histogram("n", [0.001, 0.002], "base")], {"0.00512": 0.00512}
     chart = histogram_chart("h", "H", values, x_label="x", y_label="y", log=True, limits=(1e-4, 1e-2), marks=marks)

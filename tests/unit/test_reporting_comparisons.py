@@ -1,11 +1,24 @@
 """Which traces are shown, and what is marked in them."""
 
+from dataclasses import replace
+
+from tokensqueeze.config import KLBound, Reliable
 from tokensqueeze.reporting.comparisons import Piece, answer_examples, compare_texts, refinement_examples, split_answer
 from tokensqueeze.schema import EvaluationTrace, RefinedTrace, StepDecision, Verdict
 
 
 def decision(index: int, original: str, kept: str, original_tokens: int = 10, kept_tokens: int = 10) -> StepDecision:
     return StepDecision(index, original, kept, original_tokens, kept_tokens, 0.001, None, 3, 2)
+
+
+def stayed(index: int, original: str, tried: str, kl: float, reliability: float | None = None) -> StepDecision:
+    return replace(
+        decision(index, original, original),
+        rejected_text=tried,
+        rejected_tokens=6,
+        rejected_kl=kl,
+        rejected_reliability=reliability,
+    )
 
 
 def refined(name: str, saved: int, decisions: list[StepDecision]) -> RefinedTrace:
@@ -45,7 +58,7 @@ def test_no_character_is_lost_between_the_pieces() -> None:
 def test_shows_the_biggest_saving_the_median_and_the_longest_repair() -> None:
     change = [decision(0, "long", "short")]
     traces = [refined("a", 5, change), refined("b", 40, change), refined("c", -8, change), refined("d", 99, [])]
-    examples = refinement_examples(traces)
+    examples = refinement_examples(traces, KLBound())
     assert [(example.label, example.trace.trace_id) for example in examples] == [
         ("Biggest saving", "b"),
         ("Typical: the median saving", "a"),
@@ -54,21 +67,73 @@ def test_shows_the_biggest_saving_the_median_and_the_longest_repair() -> None:
 
 
 def test_shows_a_trace_once_and_none_that_did_not_change() -> None:
-    assert [example.trace.trace_id for example in refinement_examples([refined("a", 5, [decision(0, "x y", "x")])])] == ["a"]
-    assert refinement_examples([refined("a", 0, [decision(0, "same", "same")])]) == []
+    changed, same = [decision(0, "x y", "x")], [decision(0, "same", "same")]
+    assert [example.trace.trace_id for example in refinement_examples([refined("a", 5, changed)], KLBound())] == ["a"]
+    assert refinement_examples([refined("a", 0, same)], KLBound()) == []
+    assert refinement_examples([], KLBound()) == []
 
 
 def test_skips_unchanged_steps_that_stand_far_from_a_change() -> None:
     decisions = [decision(index, f"s{index}", "new" if index == 4 else f"s{index}") for index in range(9)]
-    (example,) = refinement_examples([refined("a", 1, decisions)])
+    (example,) = refinement_examples([refined("a", 1, decisions)], KLBound())
     assert [(step.number, step.skipped) for step in example.steps] == [(0, 3), (4, 0), (5, 0), (6, 0), (0, 3)]
 
 
 def test_a_trace_of_very_many_steps_is_cut_and_the_rest_counted() -> None:
     decisions = [decision(index, f"s{index}", "new") for index in range(198)]
-    (example,) = refinement_examples([refined("a", 1, decisions)])
+    (example,) = refinement_examples([refined("a", 1, decisions)], KLBound())
     assert len(example.steps) + example.steps_left_out == 198
     assert example.steps_left_out == 158
+
+
+def test_a_step_that_stayed_is_compared_with_the_candidate_that_was_tried() -> None:
+    decisions = [decision(0, "a b", "a"), stayed(1, "So 7 + 5 = 12.\n\n", "7 + 5 = 12.\n\n", 0.0062)]
+    (example,) = refinement_examples([refined("a", 1, decisions)], KLBound())
+    changed, kept = example.steps
+    assert changed.rewritten and changed.tried is None
+    assert not kept.rewritten and kept.tried is not None
+    assert kept.tried.before == (Piece("So ", True), Piece("7 + 5 = 12.", False))
+    assert kept.tried.after == (Piece("7 + 5 = 12.", False),)
+    assert kept.tried.candidate.saved_tokens == 4
+
+
+def test_of_many_turned_down_candidates_the_nearest_are_shown_those_of_steps_that_stayed_first() -> None:
+    # 0: rewritten, and nearest of all; 1 to 5 within the bound; 6 to 11 over it, the last ones the least.
+    rewritten = replace(stayed(0, "long text", "t", 0.0051), kept_text="text")
+    within = [stayed(index, "s", "t", 0.001, reliability=0.1 * index) for index in range(1, 6)]
+    over = [stayed(index, "s", "t", 0.02 - 0.001 * index) for index in range(6, 12)]
+    (example,) = refinement_examples([refined("a", 1, [rewritten, *within, *over])], Reliable())
+    assert [step.number - 1 for step in example.steps if step.tried] == [1, 2, 3, 4, 5, 9, 10, 11]
+
+
+def test_a_rewritten_step_shows_what_was_tried_besides() -> None:
+    (example,) = refinement_examples([refined("a", 1, [replace(stayed(0, "x y", "z", 0.006), kept_text="x")])], KLBound())
+    (step,) = example.steps
+    assert step.rewritten and step.after == (Piece("x", True),)
+    assert step.tried is not None and step.tried.after == (Piece("z", True),)
+
+
+def test_the_trace_with_most_steps_that_stayed_joins_where_no_other_shows_one() -> None:
+    changed = [decision(0, "long", "short")]
+    few, most = [stayed(0, "s", "t", 0.006)], [stayed(index, "s", "t", 0.006) for index in range(3)]
+    traces = [refined("a", 5, changed), refined("b", 0, most), refined("c", 0, few)]
+    assert [example.trace.trace_id for example in refinement_examples(traces, KLBound())] == ["a", "b"]
+    with_both = [refined("a", 5, [*changed, stayed(1, "s", "t", 0.006)]), *traces[1:]]
+    assert [example.trace.trace_id for example in refinement_examples(with_both, KLBound())] == ["a"]
+
+
+def test_a_run_that_accepted_nothing_shows_what_it_turned_down() -> None:
+    (example,) = refinement_examples([refined("a", 0, [stayed(0, "s", "t", 0.006)])], KLBound())
+    assert [step.tried is not None for step in example.steps] == [True]
+
+
+def test_a_trace_that_is_cut_still_shows_steps_that_stayed() -> None:
+    nearer_but_cut_off = [stayed(198 + index, "s", "t", 0.0051) for index in range(8)]
+    decisions = [decision(index, "long", "short") for index in range(198)]
+    decisions[20] = stayed(20, "s", "t", 0.009)
+    (example,) = refinement_examples([refined("a", 1, decisions + nearer_but_cut_off)], KLBound())
+    assert [step.number for step in example.steps if step.tried] == [21]
+    assert len(example.steps) == 40 and example.steps_left_out == 166
 
 
 def test_shows_each_way_a_question_can_end_with_how_often_it_does() -> None:

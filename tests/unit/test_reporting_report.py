@@ -5,16 +5,18 @@ import re
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tokensqueeze.config import Settings
+from tokensqueeze.config import KLBound, Reliable, RewriterSettings, Settings
 from tokensqueeze.demo import world
 from tokensqueeze.errors import StorageError
 from tokensqueeze.methods import METHODS, settings_from
 from tokensqueeze.metrics.evaluation import evaluation_json
+from tokensqueeze.reporting.charts import Chart
 from tokensqueeze.reporting.report_data import ReportData, StageRecord
-from tokensqueeze.reporting.run_charts import evaluation_charts
+from tokensqueeze.reporting.run_charts import evaluation_charts, refinement_charts
 from tokensqueeze.reporting.run_report import report_html, write_report
 from tokensqueeze.schema import (
     Decoding,
@@ -24,6 +26,7 @@ from tokensqueeze.schema import (
     SelectedTrace,
     StepDecision,
     VerifiedTrace,
+    to_row,
 )
 
 BUDGET = 400
@@ -82,6 +85,150 @@ def test_marks_the_words_that_a_step_lost(data: ReportData) -> None:
     assert "−1 token<" in html
 
 
+STAYED = StepDecision(
+    0,
+    "So 47 + 38 = 85.\n\n",
+    "So 47 + 38 = 85.\n\n",
+    9,
+    9,
+    0.0,
+    None,
+    4,
+    2,
+    rejected_text="That is 85.\n\n",
+    rejected_tokens=5,
+    rejected_kl=0.0062,
+)
+REWRITTEN = replace(STAYED, step_index=1, kept_text="47 + 38 = 85.\n\n", kept_tokens=8, kl=0.001)
+
+
+def test_shows_accepted_and_turned_down_candidates_with_their_kl(data: ReportData) -> None:
+    html = report_html(refined_run(data, [STAYED, replace(REWRITTEN, rejected_kl=0.031)], KLBound()))
+    section = Page.of(html).sections["refinement"]
+    assert "<mark>So 47 + 38 = </mark>85." in html and "<mark>That is </mark>85." in html
+    assert "stays−4 tokens if takenKL ≥ 0.0062over the KL bound" in section
+    assert "−1 tokenKL 0.001 " in section
+    assert "tried too, turned downThat is 85. −4 tokens if takenKL ≥ 0.031over the KL bound" in section
+    assert "1steps stayed though a candidate was tried1 over the KL bound" in section
+    assert "reliability" not in section
+
+
+def test_shows_why_the_reliable_rewriter_turned_a_candidate_down(data: ReportData) -> None:
+    unreliable = replace(STAYED, rejected_kl=0.0012, rejected_reliability=0.62)
+    seldom = replace(STAYED, step_index=1, rejected_kl=0.0013, rejected_reliability=0.83)
+    run = refined_run(data, [unreliable, seldom, replace(STAYED, step_index=2)], Reliable(min_reliability=0.8))
+    section = Page.of(report_html(run)).sections["refinement"]
+    assert "KL 0.0012reliability 0.62form not reliable enough" in section
+    assert "KL 0.0013reliability 0.83form drawn too seldom" in section
+    assert "KL ≥ 0.0062over the KL bound" in section
+    assert "3steps stayed though a candidate was tried" in section
+
+
+def test_a_run_that_accepted_nothing_says_so_and_shows_what_it_turned_down(data: ReportData) -> None:
+    section = Page.of(report_html(refined_run(data, [STAYED], KLBound()))).sections["refinement"]
+    assert "No candidate passed for any step" in section
+    assert "KL ≥ 0.0062" in section
+    assert "tokens saved" not in section
+
+
+def test_the_kl_chart_has_accepted_left_and_turned_down_right_of_the_bound(data: ReportData) -> None:
+    decisions = [
+        replace(REWRITTEN, kl=0.00499),
+        replace(REWRITTEN, kl=0.0003, rejected_kl=0.00501),
+        replace(STAYED, rejected_kl=0.04),
+        replace(STAYED, rejected_kl=0.0001, rejected_reliability=0.3),
+    ]
+    chart = charts(refined_run(data, decisions, Reliable(kl_bound=0.005)))["kl"]
+    assert chart.headers[1:] == ("accepted: 2", "turned down: 3")
+    assert ">bound 0.005</text>" in chart.svg
+    below = [row for row in chart.rows if float(str(row[0]).split(" to ")[1]) <= 0.005]
+    above = [row for row in chart.rows if float(str(row[0]).split(" to ")[0]) >= 0.005]
+    assert len(below) + len(above) == len(chart.rows)
+    assert [row[1:] for row in below] == [(0.5, 0.0), (0.5, 0.0)]
+    # 0.00501, and the 0.0062 that the first one has.
+    assert [row[2] for row in above] == [pytest.approx(2 / 3), pytest.approx(1 / 3)]
+
+
+def test_a_bound_of_its_own_for_each_step_is_no_line_in_the_chart(data: ReportData) -> None:
+    scaled = refined_run(data, [REWRITTEN, STAYED], KLBound(kl_bound=0.02, bound_scale="entropy"))
+    chart = charts(scaled)["kl"]
+    assert ">bound" not in chart.svg
+    assert "0.02 of the entropy" in chart.note
+
+
+def test_the_reliability_chart_sets_turned_down_forms_against_kept_ones(data: ReportData) -> None:
+    decisions = [
+        replace(REWRITTEN, reliability=0.97, rejected_text=None),
+        replace(STAYED, reliability=0.92, rejected_kl=0.001, rejected_reliability=0.31),
+        replace(STAYED, reliability=0.98),
+    ]
+    chart = charts(refined_run(data, decisions, Reliable()))["reliability"]
+    assert chart.headers[1:] == ("kept: 3", "turned down: 1")
+    assert [(row[0], row[1], row[2]) for row in chart.rows] == [
+        ("0.3 to 0.35", 0.0, 1.0),
+        ("0.9 to 0.95", pytest.approx(1 / 3), 0.0),
+        ("0.95 to 1", pytest.approx(2 / 3), 0.0),
+    ]
+
+
+def test_counts_rewritten_steps_that_exceed_the_bound_on_the_whole_rest(data: ReportData) -> None:
+    decisions = [
+        replace(REWRITTEN, rest_kl=0.004, rest_passes=True),
+        replace(REWRITTEN, rest_kl=0.007, rest_passes=False),
+        replace(REWRITTEN, rest_kl=0.0002, rest_passes=True),
+        replace(REWRITTEN, rest_kl=0.0, rest_passes=False),
+        STAYED,
+    ]
+    run = refined_run(data, decisions, KLBound(check_rest=True, window_tokens=64))
+    section = Page.of(report_html(run)).sections["refinement"]
+    assert (
+        "33.3 %of the rewritten steps exceed the bound on the whole rest1 of 3; all keep it on the window of 64 tokens"
+        in section
+    )
+    assert "on the whole rest 0.007, over the bound" in section
+    assert "on the whole rest 0.004<" in report_html(run)
+    chart = charts(run)["rest-kl"]
+    over = [row for row in chart.rows if float(str(row[0]).split(" to ")[0]) >= 0.005]
+    assert [row[1:] for row in over] == [(0.0, pytest.approx(1 / 3))]
+    assert "the same 3 accepted rewritings" in chart.note
+
+
+def test_says_nothing_of_the_rest_where_it_was_not_asked_for(data: ReportData) -> None:
+    run = refined_run(data, [REWRITTEN, STAYED], KLBound())
+    assert "whole rest" not in Page.of(report_html(run)).sections["refinement"]
+    assert "rest-kl" not in charts(run)
+
+
+def test_rows_from_before_candidates_were_recorded_still_make_a_page(data: ReportData) -> None:
+    fields = {name: value for name, value in vars(REWRITTEN).items() if not name.startswith(("rejected", "rest"))}
+    old = to_row(StepDecision, fields)
+    for rewriter in (KLBound(check_rest=True), Reliable(check_rest=True)):
+        page = Page.of(report_html(refined_run(data, [old, replace(old, kept_text=old.original_text)], rewriter)))
+        assert "1 step; 0 became longer" in page.sections["refinement"]
+        assert "turned down" not in page.sections["refinement"]
+        assert "unchanged" in page.sections["refinement"]
+
+
+@pytest.mark.parametrize("rewriter", [KLBound(check_rest=True), Reliable(check_rest=True)])
+def test_a_kl_that_is_no_number_does_not_cost_the_page(data: ReportData, rewriter: RewriterSettings) -> None:
+    nan, inf = float("nan"), float("inf")
+    decisions = [
+        replace(REWRITTEN, kl=nan, rejected_kl=inf, rest_kl=nan, rest_passes=True),
+        replace(REWRITTEN, kl=0.001, rejected_kl=nan, rest_kl=inf, rest_passes=False),
+        replace(STAYED, rejected_kl=nan),
+    ]
+    run = refined_run(data, decisions, rewriter)
+    assert "KL nan" in Page.of(report_html(run)).sections["refinement"]
+    assert charts(run)["kl"].headers[1:] == ("accepted: 1",)
+
+
+@pytest.mark.parametrize("rewriter", [KLBound(), Reliable()])
+def test_a_refinement_without_any_step_draws_nothing(data: ReportData, rewriter: RewriterSettings) -> None:
+    assert charts(refined_run(data, [], rewriter)) == {}
+    assert charts(replace(refined_run(data, [], rewriter), refined_traces=[])) == {}
+    assert Page.of(report_html(refined_run(data, [], rewriter))).unclosed == []
+
+
 def test_shows_held_out_answers_of_both_models(data: ReportData, page: "Page") -> None:
     assert "Only the base is right" in page.sections["answers"]
     assert any(question in page.sections["answers"] for question in data.questions.values())
@@ -96,7 +243,7 @@ def test_loads_nothing_from_anywhere(page: "Page") -> None:
 
 def test_text_of_a_trace_is_text_and_never_markup(data: ReportData) -> None:
     evil_eval = [replace(trace, text=EVIL) for trace in data.base_evaluation]
-    decision = StepDecision(0, EVIL, EVIL[::-1], 9, 8, 0.001, None, 4, 2)
+    decision = StepDecision(0, EVIL, EVIL[::-1], 9, 8, 0.001, None, 4, 2, EVIL * 2, 7, 0.006)
     evil_refined = RefinedTrace("t", "p", EVIL, [1] * 20, 20, EVIL, 21, [decision])
     questions = dict.fromkeys(data.questions, EVIL)
     html = report_html(replace(data, base_evaluation=evil_eval, refined_traces=[evil_refined], questions=questions, title=EVIL))
@@ -303,6 +450,18 @@ def settings_of(method: str) -> Settings:
     )
 
 
+def refined_run(data: ReportData, decisions: list[StepDecision], rewriter: RewriterSettings) -> ReportData:
+    """A run that got as far as refining one trace, with these decisions."""
+    settings = data.settings.model_copy(update={"rewriter": rewriter})
+    saved = sum(decision.original_tokens - decision.kept_tokens for decision in decisions)
+    trace = RefinedTrace("t", "p", "…", [1] * (60 - saved), 60 - saved, "…", 60, decisions)
+    return replace(stopped_before_training(data), settings=settings, refined_traces=[trace])
+
+
+def charts(data: ReportData) -> dict[str, Chart]:
+    return {chart.name: chart for chart in refinement_charts(data)}
+
+
 def stopped_before_evaluation(data: ReportData) -> ReportData:
     return replace(data, evaluation=None, base_evaluation=(), squeezed_evaluation=())
 
@@ -428,7 +587,8 @@ def refined_trace(rng: random.Random, trace: VerifiedTrace) -> RefinedTrace:
             kept = f"{value} {sign} {tens} = {middle}, {middle} {sign} {int(amount) % 10} = {result}."
         kl = 0.0 if kept == step else 0.005 * rng.random() ** 2
         reliability = min(1.0, 0.8 + rng.random() * 0.22)
-        decisions.append(StepDecision(index, step, kept, num_tokens(step), num_tokens(kept), kl, reliability, 14, 5))
+        decision = StepDecision(index, step, kept, num_tokens(step), num_tokens(kept), kl, reliability, 14, 5)
+        decisions.append(replace(decision, **tried_half(step, index)))
     text = "\n\n".join(decision.kept_text for decision in decisions) + "\n</think>" + answer
     return RefinedTrace(
         trace_id=trace.trace_id,
@@ -440,6 +600,16 @@ def refined_trace(rng: random.Random, trace: VerifiedTrace) -> RefinedTrace:
         original_num_tokens=trace.num_tokens,
         decisions=decisions,
     )
+
+
+def tried_half(step: str, index: int) -> dict[str, Any]:
+    """The second half of a step as what was tried and turned down, by its KL and by its form in turns."""
+    words = step.split(" ")
+    if len(words) < 6:
+        return {}
+    half = " ".join(words[len(words) // 2 :])
+    kl, reliability = (0.006 + 0.001 * index, None) if index % 2 else (0.001, 0.05 * index)
+    return dict(rejected_text=half, rejected_tokens=num_tokens(half), rejected_kl=kl, rejected_reliability=reliability)
 
 
 def pair_of(trace: VerifiedTrace) -> ScoredPair:

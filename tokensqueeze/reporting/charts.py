@@ -170,7 +170,7 @@ def histogram_chart(
     limits: tuple[float, float] | None = None,
     show_medians: bool = False,
 ) -> Chart:
-    """Draw shares of each group's values over shared bins; `marks` are labelled vertical lines.
+    """Draw shares of each group's values over shared bins; `marks` are labelled vertical lines, where they are on the axis.
 
     `log` takes a logarithmic x axis; values at or below its left end are drawn in the first bin.
     """
@@ -198,10 +198,10 @@ def histogram_chart(
                 median = float(np.median(np.asarray(histogram.values)))
                 axes.axvline(median, color=colour, linewidth=1.2, linestyle=(0, (2, 2)))
         for label, x in (marks or {}).items():
+            if not edges[0] <= x <= edges[-1]:
+                continue
             axes.axvline(x, color=_INK["ink"], linewidth=1.2, linestyle=(0, (4, 2)))
-            left = (
-                math.log(x / edges[0]) / math.log(edges[-1] / edges[0]) if log else (x - edges[0]) / (edges[-1] - edges[0])
-            ) < 0.6
+            left = _place(x, edges, log=log) < 0.6
             axes.annotate(
                 label,
                 (x, 1.0),

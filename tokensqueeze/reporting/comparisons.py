@@ -5,9 +5,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tokensqueeze.config import RewriterSettings
+from tokensqueeze.reporting.refinement import TurnedDown, kl_on_the_rest, turned_down
 from tokensqueeze.schema import Decoding, EvaluationTrace, RefinedTrace, StepDecision
 
 _MOST_STEPS = 40
+_MOST_TURNED_DOWN = 8
 _MOST_CHARACTERS = 4000
 _UNCHANGED_NEIGHBOURS = 1
 
@@ -21,6 +24,15 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Tried:
+    """A candidate that was turned down, beside the step as sampled."""
+
+    before: tuple[Piece, ...]
+    after: tuple[Piece, ...]
+    candidate: TurnedDown
+
+
+@dataclass(frozen=True)
 class StepComparison:
     """One step before and after; or, where `skipped` is above 0, so many steps that did not change."""
 
@@ -31,6 +43,9 @@ class StepComparison:
     saved_tokens: int = 0
     kl: float = 0.0
     reliability: float | None = None
+    rest_kl: float | None = None
+    rest_passes: bool | None = None
+    tried: Tried | None = None
     skipped: int = 0
 
 
@@ -53,20 +68,28 @@ class AnswerExample:
     squeezed: EvaluationTrace
 
 
-def refinement_examples(traces: Sequence[RefinedTrace]) -> list[RefinementExample]:
-    """Return the biggest saving, the median and the most lengthened trace, of those that were rewritten at all."""
+def refinement_examples(traces: Sequence[RefinedTrace], rewriter: RewriterSettings) -> list[RefinementExample]:
+    """Return the biggest saving, the median and the most lengthened trace, of those that were rewritten at all.
+
+    Where none of them has a step that stayed although a candidate was tried, the trace with the most such steps joins them.
+    """
     rewritten = [trace for trace in traces if any(decision.rewritten for decision in trace.decisions)]
-    if not rewritten:
-        return []
     by_saving = sorted(rewritten, key=lambda trace: (saved_tokens(trace), trace.trace_id))
-    chosen = [("Biggest saving", by_saving[-1]), ("Typical: the median saving", by_saving[len(by_saving) // 2])]
-    if saved_tokens(by_saving[0]) < 0:
-        chosen.append(("Became longer", by_saving[0]))
+    chosen: list[tuple[str, RefinedTrace]] = []
+    if by_saving:
+        chosen = [("Biggest saving", by_saving[-1]), ("Typical: the median saving", by_saving[len(by_saving) // 2])]
+        if saved_tokens(by_saving[0]) < 0:
+            chosen.append(("Became longer", by_saving[0]))
     examples, seen = [], set()
     for label, trace in chosen:
         if trace.trace_id not in seen:
-            examples.append(_refinement_example(label, trace))
+            examples.append(_refinement_example(label, trace, rewriter))
             seen.add(trace.trace_id)
+    if not any(step.tried and not step.rewritten for example in examples for step in example.steps):
+        stayed = {trace.trace_id: _num_stayed(trace, rewriter) for trace in traces}
+        most = max(traces, key=lambda trace: (stayed[trace.trace_id], trace.trace_id), default=None)
+        if most and stayed[most.trace_id] and most.trace_id not in seen:
+            examples.append(_refinement_example("Most steps that stayed, though a candidate was tried", most, rewriter))
     return examples
 
 
@@ -129,7 +152,7 @@ def split_answer(text: str, think_end: str) -> tuple[str, str]:
     return thinking.strip(), answer.strip()[-_MOST_CHARACTERS:]
 
 
-def _refinement_example(label: str, trace: RefinedTrace) -> RefinementExample:
+def _refinement_example(label: str, trace: RefinedTrace, rewriter: RewriterSettings) -> RefinementExample:
     """Compare the steps; unchanged ones far from a change are skipped, and so is what would not fit."""
     decisions = trace.decisions
     near = {
@@ -137,26 +160,43 @@ def _refinement_example(label: str, trace: RefinedTrace) -> RefinementExample:
         for index, decision in enumerate(decisions)
         if decision.rewritten
         for offset in range(-_UNCHANGED_NEIGHBOURS, _UNCHANGED_NEIGHBOURS + 1)
-    }
+    } & set(range(len(decisions)))
+    end = sorted(near)[_MOST_STEPS] if len(near) > _MOST_STEPS else len(decisions)
+    tried = _nearest_turned_down(decisions[:end], rewriter)
     steps: list[StepComparison] = []
     skipped = 0
-    for index, decision in enumerate(decisions):
-        if index not in near:
+    for index, decision in enumerate(decisions[:end]):
+        if index not in near and index not in tried:
             skipped += 1
             continue
         if skipped:
             steps.append(StepComparison(skipped=skipped))
             skipped = 0
-        steps.append(_step_comparison(decision))
-        if len(steps) == _MOST_STEPS:
-            return RefinementExample(label, trace, tuple(steps), len(decisions) - index - 1)
+        steps.append(_step_comparison(decision, tried.get(index)))
     if skipped:
         steps.append(StepComparison(skipped=skipped))
-    return RefinementExample(label, trace, tuple(steps), 0)
+    return RefinementExample(label, trace, tuple(steps), len(decisions) - end)
 
 
-def _step_comparison(decision: StepDecision) -> StepComparison:
-    before, after = compare_texts(decision.original_text.strip(), decision.kept_text.strip())
+def _nearest_turned_down(decisions: Sequence[StepDecision], rewriter: RewriterSettings) -> dict[int, TurnedDown]:
+    """Return by step what came nearest to being accepted, steps that stayed first; as many as a reader may want to see."""
+    found = {index: candidate for index, decision in enumerate(decisions) if (candidate := turned_down(decision, rewriter))}
+
+    def distance(index: int) -> tuple[bool, float, float, int]:
+        candidate = found[index]
+        # Whatever has a reliability is within the bound, and nearer than all that is over it.
+        return decisions[index].rewritten, -(candidate.reliability or 0.0), candidate.kl, index
+
+    return {index: found[index] for index in sorted(found, key=distance)[:_MOST_TURNED_DOWN]}
+
+
+def _num_stayed(trace: RefinedTrace, rewriter: RewriterSettings) -> int:
+    return sum(not decision.rewritten and turned_down(decision, rewriter) is not None for decision in trace.decisions)
+
+
+def _step_comparison(decision: StepDecision, candidate: TurnedDown | None) -> StepComparison:
+    original = decision.original_text.strip()
+    before, after = compare_texts(original, decision.kept_text.strip())
     return StepComparison(
         number=decision.step_index + 1,
         before=before,
@@ -165,6 +205,9 @@ def _step_comparison(decision: StepDecision) -> StepComparison:
         saved_tokens=decision.original_tokens - decision.kept_tokens,
         kl=decision.kl,
         reliability=decision.reliability,
+        rest_kl=kl_on_the_rest(decision),
+        rest_passes=decision.rest_passes,
+        tried=Tried(*compare_texts(original, candidate.text.strip()), candidate) if candidate else None,
     )
 
 

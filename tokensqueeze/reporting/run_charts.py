@@ -3,15 +3,18 @@
 import math
 from collections.abc import Mapping, Sequence
 
+from tokensqueeze.config import KLBound, Reliable
 from tokensqueeze.metrics.difficulty import BINS, DifficultyBin, by_difficulty, pass_rates
 from tokensqueeze.metrics.token_budget import accuracy_at_budgets
 from tokensqueeze.reporting.charts import Cell, Chart, Colour, Histogram, Line, bar_chart, histogram_chart, line_chart
 from tokensqueeze.reporting.comparisons import saved_tokens
+from tokensqueeze.reporting.refinement import kl_on_the_rest, turned_down
 from tokensqueeze.reporting.report_data import ReportData, StageRecord
-from tokensqueeze.reporting.wording import duration, plain
-from tokensqueeze.schema import EvaluationTrace, RefinedTrace, StepDecision
+from tokensqueeze.reporting.wording import counted, duration, plain
+from tokensqueeze.schema import EvaluationTrace, RefinedTrace
 
 _SMALLEST_KL = 1e-7
+_BINS_PER_DECADE = 6
 _BUDGETS = 100
 _PASS_RATES = {
     "0": "none",
@@ -31,14 +34,29 @@ def evaluation_charts(data: ReportData) -> list[Chart]:
 
 def refinement_charts(data: ReportData) -> list[Chart]:
     decisions = [decision for trace in data.refined_traces for decision in trace.decisions]
-    rewritten = [decision for decision in decisions if decision.rewritten]
     rewriter = data.settings.rewriter
-    if not rewritten or rewriter.name == "none":
+    if rewriter.name == "none":
         return []
-    charts = [_saving_chart(data.refined_traces), _kl_chart(rewritten, rewriter.kl_bound, rewriter.kl_reduction)]
-    reliabilities = [decision.reliability for decision in decisions if decision.reliability is not None]
-    if reliabilities and rewriter.name == "reliable":
-        charts.append(_reliability_chart(reliabilities, rewriter.min_reliability))
+    rewritten = [decision for decision in decisions if decision.rewritten]
+    tried = [candidate for decision in decisions if (candidate := turned_down(decision, rewriter))]
+    # A model whose logits overflow gives a KL that is no number.
+    accepted = [decision.kl for decision in rewritten if math.isfinite(decision.kl)]
+    over_bound = [one.kl for one in tried if not one.kl_is_known and math.isfinite(one.kl)]
+    checked = [
+        (decision.kl, kl)
+        for decision in rewritten
+        if (kl := kl_on_the_rest(decision)) is not None and math.isfinite(decision.kl + kl)
+    ]
+    charts = [_saving_chart(data.refined_traces)] if rewritten else []
+    if accepted or over_bound:
+        charts.append(_kl_chart(accepted, over_bound, rewriter))
+    if checked:
+        charts.append(_rest_chart([kl for kl, _ in checked], [kl for _, kl in checked], rewriter))
+    if rewriter.name == "reliable":
+        kept = [decision.reliability for decision in decisions if decision.reliability is not None]
+        unreliable = [one.reliability for one in tried if one.reliability is not None]
+        if kept or unreliable:
+            charts.append(_reliability_chart(kept, unreliable, rewriter.min_reliability))
     return charts
 
 
@@ -207,35 +225,76 @@ def _saving_chart(traces: Sequence[RefinedTrace]) -> Chart:
     )
 
 
-def _kl_chart(rewritten: Sequence[StepDecision], bound: float, reduction: str) -> Chart:
-    kls = [max(decision.kl, _SMALLEST_KL) for decision in rewritten]
-    unit = "nats per token" if reduction == "mean" else "nats over the window"
-    lowest = 10 ** math.floor(math.log10(max(_SMALLEST_KL, min(kls))))
+def _kl_chart(accepted: Sequence[float], over_bound: Sequence[float], rewriter: KLBound | Reliable) -> Chart:
+    note = "KL of the trace's own following tokens, original against rewritten step; 0 would be no change at all."
+    if over_bound:
+        note += (
+            " Turned down: of each step the candidate that came nearest. It is read only until it is over the bound, "
+            "so its whole KL may lie further right."
+        )
+    groups = (
+        Histogram(f"accepted: {len(accepted):,}", accepted, "squeezed"),
+        Histogram(f"turned down: {len(over_bound):,}", over_bound, "rejected"),
+    )
+    return _kl_histogram("kl", "How much a rewriting changes what follows", groups, rewriter, note)
+
+
+def _rest_chart(window: Sequence[float], rest: Sequence[float], rewriter: KLBound | Reliable) -> Chart:
+    groups = (Histogram("in the window", window, "base"), Histogram("on the whole rest", rest, "squeezed"))
+    note = (
+        f"KL of the same {counted(len(rest), 'accepted rewriting')}, on the window of {rewriter.window_tokens:,} tokens that "
+        "decided and on all that follows in the trace. Where no more than the window follows, both are the same."
+    )
+    return _kl_histogram("rest-kl", "How far an accepted rewriting reaches", groups, rewriter, note)
+
+
+def _kl_histogram(name: str, title: str, groups: Sequence[Histogram], rewriter: KLBound | Reliable, note: str) -> Chart:
+    """Draw KLs on a log axis, with the bound between two bars: none holds values of both sides."""
+    shown = [group for group in groups if group.values]
+    values = [max(value, _SMALLEST_KL) for group in shown for value in group.values]
+    bound = rewriter.kl_bound
+    below = max(1, math.ceil(math.log10(bound / min(values))))
+    above = max(1, math.ceil(math.log10(max(values) / bound)))
+    marks = {f"bound {bound:g}": bound}
+    if rewriter.bound_scale == "entropy":
+        marks = {}
+        note += f" The bound differs from step to step: {bound:g} of the entropy of the original's predictions."
     return histogram_chart(
-        "kl",
-        "How much the rewriting changes what follows",
-        [Histogram("rewritten steps", kls, "squeezed")],
-        x_label=f"KL divergence, {unit}",
-        y_label="share of rewritten steps",
+        name,
+        title,
+        shown,
+        x_label=f"KL divergence, nats {'per token' if rewriter.kl_reduction == 'mean' else 'over all tokens read'}",
+        y_label="share of each group" if len(shown) > 1 else "share",
+        bins=_BINS_PER_DECADE * (below + above),
         log=True,
-        limits=(lowest, max(2 * bound, 1.2 * max(kls))),
-        marks={f"bound {bound:g}": bound},
-        note="KL of the trace's own following tokens, original against rewritten step; 0 would be no change at all.",
+        limits=(bound / 10**below, bound * 10**above),
+        marks=marks,
+        note=note,
     )
 
 
-def _reliability_chart(reliabilities: Sequence[float], least: float) -> Chart:
+def _reliability_chart(kept: Sequence[float], unreliable: Sequence[float], least: float) -> Chart:
+    groups = (
+        Histogram(f"kept: {len(kept):,}", kept, "squeezed"),
+        Histogram(f"turned down: {len(unreliable):,}", unreliable, "rejected"),
+    )
+    shown = [group for group in groups if group.values]
+    note = (
+        "Share of the draws of a form that have the same effect as the original, smoothed. Kept steps below the mark "
+        "had no form above it: the most dependable one was kept."
+    )
+    if unreliable:
+        note += " Turned down: candidates within the KL bound, of forms too few of whose draws are."
     return histogram_chart(
         "reliability",
-        "How dependable the kept forms are",
-        [Histogram("steps", reliabilities, "squeezed")],
-        x_label="reliability of the kept step's form",
-        y_label="share of steps",
-        bins=25,
+        "How dependable the forms are",
+        shown,
+        x_label="reliability of a step's form",
+        y_label="share of each group" if len(shown) > 1 else "share",
+        bins=20,
         limits=(0.0, 1.0),
         marks={f"required {least:g}": least},
-        note="Share of the draws of a form that have the same effect as the original, smoothed. Steps below the mark "
-        "had no form above it: the most dependable one was kept.",
+        note=note,
     )
 
 

@@ -22,6 +22,7 @@ from tokensqueeze.reporting.comparisons import (
 )
 from tokensqueeze.reporting.headline import Headline, headline
 from tokensqueeze.reporting.model_card import DEMO_CAVEAT
+from tokensqueeze.reporting.refinement import Reason, kl_on_the_rest, turned_down
 from tokensqueeze.reporting.report_data import ReportData, StageRecord
 from tokensqueeze.reporting.run_charts import evaluation_charts, refinement_charts, time_chart, training_charts
 from tokensqueeze.reporting.summary import HEADERS, LEGEND, evaluation_rows
@@ -114,6 +115,14 @@ class _Sources:
 
 
 @dataclass(frozen=True)
+class _Rest:
+    """Of the rewritten steps whose KL was taken over the whole rest of the trace, those that exceed the bound there."""
+
+    checked: int
+    exceeding: int
+
+
+@dataclass(frozen=True)
 class _Refinement:
     steps: int
     rewritten: int
@@ -123,7 +132,14 @@ class _Refinement:
     num_traces: int
     scored: int
     candidates: int
+    stayed: tuple[tuple[Reason, int], ...]
+    """Steps that stayed although a candidate was tried, by why the nearest was turned down."""
+    rest: _Rest | None
     examples: tuple[RefinementExample, ...]
+
+    @property
+    def tried_shown(self) -> bool:
+        return any(step.tried for example in self.examples for step in example.steps)
 
 
 @dataclass(frozen=True)
@@ -223,9 +239,13 @@ def _sources(data: ReportData) -> _Sources:
 
 def _refinement(data: ReportData) -> _Refinement | None:
     traces: Sequence[RefinedTrace] = data.refined_traces
+    rewriter = data.settings.rewriter
     decisions = [decision for trace in traces for decision in trace.decisions]
-    if not decisions or data.settings.rewriter.name == "none":
+    if not decisions or rewriter.name == "none":
         return None
+    tried = [turned_down(decision, rewriter) for decision in decisions if not decision.rewritten]
+    stayed = Counter[Reason](candidate.reason for candidate in tried if candidate)
+    checked = [decision for decision in decisions if kl_on_the_rest(decision) is not None]
     return _Refinement(
         steps=len(decisions),
         rewritten=sum(decision.rewritten for decision in decisions),
@@ -235,7 +255,9 @@ def _refinement(data: ReportData) -> _Refinement | None:
         num_traces=len(traces),
         scored=sum(decision.num_scored for decision in decisions),
         candidates=sum(decision.num_candidates for decision in decisions),
-        examples=tuple(refinement_examples(traces)),
+        stayed=tuple(stayed.most_common()),
+        rest=_Rest(len(checked), sum(not decision.rest_passes for decision in checked)) if checked else None,
+        examples=tuple(refinement_examples(traces, rewriter)),
     )
 
 
