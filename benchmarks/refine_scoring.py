@@ -1,0 +1,327 @@
+"""What does scoring candidates by KL cost, against scoring them one by one, and against the least that any exact method can do?
+
+    python -m benchmarks.refine_scoring [--model DIR --problems FILE --min-tokens 1000 --max-tokens 1400] [--work-dir DIR]
+
+Traces, steps and K = 64 draws per step come from the model itself. In one run, on the same draws and with the same rule:
+the package's scorer; one whole forward pass per draw (naive); all draws of a step in one padded batch (padded). Naive and
+padded may be timed on some of the steps: their seconds per draw are then taken for all. `time_over_limit` is the scorer's
+time over that of plain forward passes, logits included, over as many tokens as any exact method must read: each trace
+once, and each candidate that the rule needs a verdict on with its window up to the position that decides. The second table
+takes the measured tokens per step to a 7B model and 10,000 traces of 3,600 tokens: what one H100 would need at its limit of
+arithmetic (989 TFLOP/s in bf16, two operations a parameter and token), and at 40 % of it. That is arithmetic; no GPU ran.
+Peak memory is
+that of a process of its own with a vocabulary of 152 k, a trace of 9 k tokens and 64 candidates of which none fails, over
+the peak of one forward pass over that trace with the logits of one position; weights are in both.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from benchmarks.naive_scoring import one_by_one, padded
+from benchmarks.refinement_cases import Case, CaseSettings, make_cases, source_of
+from tokensqueeze.config import KLBound, Reliable
+from tokensqueeze.engines.checkpoint import context_length
+from tokensqueeze.rewriters.choice import Choice, Judged, Rule
+from tokensqueeze.rewriters.decide import rule_of
+from tokensqueeze.rewriters.judge_steps import Judging, TraceSteps, judge_steps
+from tokensqueeze.schema import StepCandidates
+from tokensqueeze.scoring.bounds import Bound
+from tokensqueeze.scoring.window_kl import Window, WindowScorer
+from tokensqueeze.traces.anatomy import Span
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Score = Callable[["PreTrainedModel", Sequence[int], Span, Sequence[Sequence[int]], int], list[float]]
+NUM_PLAIN_TOKENS = 8192
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo", help="a Hugging Face model directory")
+    parser.add_argument("--problems", default="demo:train", help="a JSONL or Parquet file of problems")
+    parser.add_argument("--traces", type=int, default=12)
+    parser.add_argument("--steps-per-trace", type=int, help="evenly spaced ones; default: all")
+    parser.add_argument("--candidates", type=int, default=64, help="K, draws per step")
+    parser.add_argument("--window", type=int, default=64, help="T, in tokens")
+    parser.add_argument("--kl-bound", type=float, default=0.005)
+    parser.add_argument("--min-tokens", type=int, default=1, help="leave shorter traces out")
+    parser.add_argument("--max-tokens", type=int, default=512, help="longest trace sampled")
+    parser.add_argument("--compared-steps", type=int, default=60, help="steps on which naive and padded are timed")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--no-memory", action="store_true", help="leave the memory measurement out")
+    parser.add_argument("--work-dir", type=Path, default=Path("runs/refine_scoring"))
+    parser.add_argument("--measure-memory", choices=["forward", "scorer"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure_memory:
+        print(json.dumps({"bytes": peak_bytes(arguments.measure_memory)}))
+        return
+    console = Console(width=140)
+    console.print((__doc__ or "").partition("\n")[0], style="bold")
+    figures: dict[str, Any] = {}
+    for rewriter in (KLBound(), Reliable()):
+        figures[rewriter.name] = measure(arguments, rewriter, console)
+    console.print(_table(figures))
+    console.print(_projection(figures))
+    # The paper's rule is the one that others' figures are about.
+    headline = ("speedup_vs_naive", "speedup_vs_padded", "same_choices", "time_over_limit")
+    result = {name: figures["kl_bound"][name] for name in headline}
+    result["same_choices"] = all(rule["same_choices"] for rule in figures.values())
+    result["peak_memory_ratio"] = None if arguments.no_memory else peak_memory_ratio(console)
+    print(json.dumps({**result, "rules": figures}))
+
+
+def measure(arguments: argparse.Namespace, rewriter: KLBound | Reliable, console: Console) -> dict[str, Any]:
+    settings = CaseSettings(
+        model=arguments.model,
+        problems=arguments.problems,
+        num_traces=arguments.traces,
+        steps_per_trace=arguments.steps_per_trace,
+        num_candidates=arguments.candidates,
+        min_tokens=arguments.min_tokens,
+        max_tokens=arguments.max_tokens,
+        threads=arguments.threads,
+    )
+    console.print(f"{rewriter.name}: sampling traces and drawing candidates, or reading them from {arguments.work_dir} …")
+    cases = make_cases(settings, rewriter, arguments.work_dir)
+    source = source_of(settings)
+    model = source.scoring_model()
+    bound, window = Bound(arguments.kl_bound), arguments.window
+    judging = Judging(bound, window, context_length(source.folder))
+
+    own_seconds, choices, recorder = [], [], _Recorder(model)
+    for _ in range(arguments.repeats):
+        recorder = _Recorder(model)
+        started = time.perf_counter()
+        judged = judge_steps(recorder, [_rules(case, rewriter) for case in cases], judging)
+        own_seconds.append(time.perf_counter() - started)
+        choices = [one.choice for trace in judged for one in trace]
+    steps = [(case, step) for case in cases for step in case.steps]
+    least = recorder.least_tokens(cases)
+    rate = _plain_rate(model, cases)
+    draws = sum(case.num_draws for case in cases)
+    own = statistics.median(own_seconds)
+    console.print(
+        f"{rewriter.name}: {len(cases)} traces, {len(steps)} steps, {draws} draws scored in {own:.2f} s; "
+        f"{recorder.tokens_read} tokens read, {least} needed; plain forward {rate:.0f} tokens/s"
+    )
+
+    spread = max(1, len(steps) // arguments.compared_steps)
+    compared = list(range(0, len(steps), spread))[: arguments.compared_steps]
+    per_draw: dict[str, float] = {}
+    same = True
+    for name, score in (("naive", one_by_one), ("padded", padded)):
+        seconds, scored = 0.0, 0
+        for number in compared:
+            case, step = steps[number]
+            spent, choice = _by(score, model, case, step, rewriter, bound, window)
+            seconds += spent
+            scored += sum(candidate.draws for candidate in step.candidates)
+            same &= _kept(choice) == _kept(choices[number])
+        per_draw[name] = seconds / scored
+        console.print(f"{rewriter.name}: {name}, {len(compared)} steps, {scored} draws in {seconds:.1f} s, same: {same}")
+    return {
+        "steps": len(steps),
+        "draws": draws,
+        "distinct": sum(len(step.candidates) for _, step in steps),
+        "scored": sum(choice.num_scored for choice in choices),
+        "compared_steps": len(compared),
+        "mean_trace_tokens": round(statistics.mean(case.trace.num_tokens for case in cases)),
+        "ms_per_step": round(1000 * own / len(steps), 3),
+        "speedup_vs_naive": round(per_draw["naive"] * draws / own, 2),
+        "speedup_vs_padded": round(per_draw["padded"] * draws / own, 2),
+        "same_choices": same,
+        "mean_step_tokens": round(statistics.mean(step.token_end - step.token_start for _, step in steps), 1),
+        "tokens_generated": sum(step.tokens_generated for _, step in steps),
+        "tokens_read": recorder.tokens_read,
+        "tokens_needed": least,
+        "tokens_in_traces": sum(len(case.problem.prompt_token_ids) + case.trace.num_tokens for case in cases),
+        "plain_tokens_per_second": round(rate),
+        "time_over_limit": round(own * rate / least, 3),
+    }
+
+
+class _Recorder(WindowScorer):
+    """Remembers the windows, to count what had to be read."""
+
+    def __init__(self, model: "PreTrainedModel"):
+        super().__init__(model)
+        self.windows: list[Window] = []
+
+    def add(self, window: Window) -> None:
+        self.windows.append(window)
+        super().add(window)
+
+    def least_tokens(self, cases: Sequence[Case]) -> int:
+        """Return the tokens of the traces, and of each candidate with its window up to what decides."""
+        traces = sum(len(case.problem.prompt_token_ids) + case.trace.num_tokens for case in cases)
+        return traces + sum(len(window.candidate) + self._decisive(window) - 1 for window in self.windows)
+
+    @staticmethod
+    def _decisive(window: Window) -> int:
+        total = 0.0
+        for position, kl in enumerate(window.kl_by_position, start=1):
+            total += kl
+            if total >= window.limit:
+                return position
+        return window.num_tokens
+
+
+def _rules(case: Case, rewriter: KLBound | Reliable) -> TraceSteps:
+    steps = [(Span(step.token_start, step.token_end), _rule(case, step, rewriter)) for step in case.steps]
+    return TraceSteps(case.problem.prompt_token_ids, case.trace.token_ids, steps)
+
+
+def _rule(case: Case, step: StepCandidates, rewriter: KLBound | Reliable) -> Rule:
+    own = case.trace.token_ids[step.token_start : step.token_end]
+    return rule_of(rewriter, step_text=step.step_text, step_token_ids=own, candidates=step.candidates)
+
+
+def _by(
+    score: Score,
+    model: "PreTrainedModel",
+    case: Case,
+    step: StepCandidates,
+    rewriter: KLBound | Reliable,
+    bound: Bound,
+    window: int,
+) -> tuple[float, Choice]:
+    """Score every draw, repeated ones too; return the seconds that took, and what the rule makes of the scores."""
+    token_ids = [*case.problem.prompt_token_ids, *case.trace.token_ids]
+    offset = len(case.problem.prompt_token_ids)
+    span = Span(offset + step.token_start, offset + step.token_end)
+    num_tokens = min(window, len(token_ids) - span.end)
+    draws = [candidate for candidate in step.candidates for _ in range(candidate.draws)]
+    started = time.perf_counter()
+    sums = score(model, token_ids, span, [draw.token_ids for draw in draws], window)
+    seconds = time.perf_counter() - started
+    limit = bound.kl_bound * num_tokens
+    verdicts = {
+        draw.first_draw: Judged(bound.reduced(kl, num_tokens), passes=not num_tokens or kl < limit)
+        for draw, kl in zip(draws, sums, strict=True)
+    }
+    rule = _rule(case, step, rewriter)
+    try:
+        wanted = next(rule)
+        while True:
+            wanted = rule.send([verdicts[candidate.first_draw] for candidate in wanted])
+    except StopIteration as end:
+        return seconds, end.value
+
+
+def _kept(choice: Choice) -> int | None:
+    return choice.candidate.first_draw if choice.candidate else None
+
+
+@torch.inference_mode()
+def _plain_rate(model: "PreTrainedModel", cases: Sequence[Case]) -> float:
+    """Return tokens per second of forward passes over whole traces, one after the other."""
+    texts = [[*case.problem.prompt_token_ids, *case.trace.token_ids] for case in cases]
+    longest = sorted(texts, key=len)[-max(1, len(texts) // 2) :]
+    tokens, started = 0, time.perf_counter()
+    while tokens < NUM_PLAIN_TOKENS:
+        rows = max(1, 2048 // len(longest[0]))
+        batch = torch.tensor([longest[0]] * rows)
+        model(input_ids=batch, use_cache=False)
+        tokens += batch.numel()
+        longest = [*longest[1:], longest[0]]
+    return tokens / (time.perf_counter() - started)
+
+
+def peak_memory_ratio(console: Console) -> float:
+    peaks = {}
+    for what in ("forward", "scorer"):
+        command = [sys.executable, "-m", "benchmarks.refine_scoring", "--measure-memory", what]
+        peaks[what] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["bytes"]
+        console.print(f"peak memory of the {what}: {peaks[what] / 2**30:.2f} GiB, weights included")
+    return round(peaks["scorer"] / peaks["forward"], 3)
+
+
+@torch.inference_mode()
+def peak_bytes(what: str) -> int:
+    """Return how much this process's memory grew, at its peak, for one forward pass or one step's 64 candidates."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    config = Qwen3Config(
+        vocab_size=152_000,
+        hidden_size=512,
+        intermediate_size=1536,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=64,
+        max_position_embeddings=10_240,
+        tie_word_embeddings=True,
+    )
+    model = Qwen3ForCausalLM(config).eval()
+    token_ids = torch.randint(0, config.vocab_size, (9000,)).tolist()
+    if what == "forward":
+        model(input_ids=torch.tensor([token_ids]), logits_to_keep=1)
+    else:
+        scorer = WindowScorer(model)
+        trace = scorer.read_trace(token_ids)
+        span = Span(8400, 8440)
+        windows = [Window(trace, span, torch.randint(0, config.vocab_size, (30,)).tolist(), 512) for _ in range(64)]
+        for window in windows:
+            scorer.add(window)
+        while not all(window.finished for window in windows):
+            scorer.advance()
+    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+
+def gpu_hours(tokens: float, *, share_of_limit: float) -> float:
+    """Return the hours that a 7.6 B model takes for its arithmetic on so many tokens, on one H100."""
+    return tokens * 2 * 7.6e9 / (share_of_limit * 989e12) / 3600
+
+
+def _projection(figures: dict[str, Any]) -> RichTable:
+    table = RichTable("10,000 traces of 3,600 tokens, 7B")
+    for header in ("steps a trace", "generated a trace", "scored a trace", "GPU-hours at the limit", "at 40 %"):
+        table.add_column(header, justify="right")
+    for name, own in figures.items():
+        steps = 3600 / own["mean_step_tokens"]
+        generated = steps * own["tokens_generated"] / own["steps"]
+        traces = own["tokens_in_traces"]
+        scored = 3600 + steps * (own["tokens_read"] - traces) / own["steps"]
+        own["generated_per_trace_7b"], own["scored_per_trace_7b"] = round(generated), round(scored)
+        hours = [gpu_hours(10_000 * (generated + scored), share_of_limit=share) for share in (1.0, 0.4)]
+        own["gpu_hours_at_40_percent"] = round(hours[1], 1)
+        table.add_row(name, f"{steps:.0f}", f"{generated:,.0f}", f"{scored:,.0f}", f"{hours[0]:.0f}", f"{hours[1]:.0f}")
+    return table
+
+
+def _table(figures: dict[str, Any]) -> RichTable:
+    table = RichTable("rule")
+    for header in ("steps", "draws", "distinct", "scored", "ms/step", "× naive", "× padded", "same", "× limit"):
+        table.add_column(header, justify="right")
+    for name, own in figures.items():
+        table.add_row(
+            name,
+            *(f"{own[key]:,}" for key in ("steps", "draws", "distinct", "scored")),
+            f"{own['ms_per_step']:.2f}",
+            f"{own['speedup_vs_naive']:.1f}",
+            f"{own['speedup_vs_padded']:.1f}",
+            "yes" if own["same_choices"] else "no",
+            f"{own['time_over_limit']:.2f}",
+        )
+    return table
+
+
+if __name__ == "__main__":
+    main()
