@@ -15,6 +15,7 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
@@ -168,7 +169,8 @@ class WindowScorer:
         kl_R = torch.empty(len(rows), dtype=torch.float64)
         for chunk in self._chunks(asked):
             original, row_of = _distinct([asked[index] for index in chunk])
-            original_UD = torch.stack([trace.hidden_LD[position] for trace, position in original])
+            by_trace = groupby(original, key=lambda place: place[0])
+            original_UD = torch.cat([trace.hidden_LD[[position for _, position in own]] for trace, own in by_trace])
             rewritten_RD = read.hidden_ND[[rows[index] for index in chunk]]
             kl_R[chunk] = _kl(self._head(original_UD), self._head(rewritten_RD), row_of).double().cpu()
         for index, kl in zip(owner, kl_R.tolist(), strict=True):
