@@ -21,6 +21,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from tokensqueeze.engines.lm_head import full_logits, plain_lm_head
 from tokensqueeze.errors import ModelError
 from tokensqueeze.scoring import window_kl
 from tokensqueeze.scoring.bounds import Bound
@@ -121,6 +122,17 @@ def test_a_window_read_in_pieces_has_the_same_score(kind: str, first_positions: 
 def test_a_float32_model_scores_close_to_the_float64_definition() -> None:
     model = random_model("qwen3", torch.float32)
     assert sums(WindowScorer(model)) == pytest.approx(defined_sums(model), rel=2e-4, abs=1e-6)
+
+
+def test_a_bfloat16_model_keeps_its_logits_in_float32() -> None:
+    model = random_model("qwen3", torch.bfloat16)
+    head = plain_lm_head(model)
+    hidden = torch.randn(3, 32).to(torch.bfloat16)
+    logits = full_logits(head, hidden)
+    assert logits.dtype == torch.float32
+    expected = hidden.double() @ head.weight.double().T
+    assert torch.allclose(logits.double(), expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(head(hidden).double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_first_and_the_last_step_are_scored_too() -> None:

@@ -2,16 +2,18 @@
 
 from typing import TYPE_CHECKING
 
+import torch
+import torch.nn.functional as F
+
 from tokensqueeze.errors import ModelError
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
 _LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
-def plain_lm_head(model: "PreTrainedModel") -> "torch.nn.Linear":
+def plain_lm_head(model: "PreTrainedModel") -> torch.nn.Linear:
     """Return the LM head. Raises `ModelError` for a model that does more to its logits than the head."""
     changes = [name for name in _LOGIT_CHANGES if getattr(model.config, name, None) not in (None, 1.0)]
     head = model.get_output_embeddings()
@@ -21,3 +23,17 @@ def plain_lm_head(model: "PreTrainedModel") -> "torch.nn.Linear":
             "straight from the LM head, so they would be wrong; choose a model without it"
         )
     return head  # type: ignore[return-value]
+
+
+def full_logits(head: torch.nn.Linear, hidden_RD: torch.Tensor) -> torch.Tensor:
+    """Return logits, [R, V], in float32 at least: rounded to bfloat16 they would hide small divergences.
+
+    Half-precision weights stay as they are; their products are summed, and kept, in float32.
+    """
+    if hidden_RD.dtype not in (torch.bfloat16, torch.float16):
+        return head(hidden_RD)
+    if hidden_RD.device.type == "cuda":
+        logits_RV = torch.mm(hidden_RD, head.weight.t(), out_dtype=torch.float32)
+        return logits_RV if head.bias is None else logits_RV.add_(head.bias.float())
+    bias = None if head.bias is None else head.bias.float()
+    return F.linear(hidden_RD.float(), head.weight.float(), bias)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from tokensqueeze.engines.lm_head import plain_lm_head
+from tokensqueeze.engines.lm_head import full_logits, plain_lm_head
 from tokensqueeze.scoring.branches import Branch, BranchReader, Piece, ReadPieces, ReadTrace
 from tokensqueeze.traces.anatomy import Span
 
@@ -107,7 +107,7 @@ class WindowScorer:
         if not with_entropy:
             return trace
         pieces_LD = trace.hidden_LD.split(max(1, _HEAD_ELEMENTS // self._head.out_features))
-        return replace(trace, entropy_L=torch.cat([_entropy(self._head(piece_LD)) for piece_LD in pieces_LD]))
+        return replace(trace, entropy_L=torch.cat([_entropy(full_logits(self._head, piece_LD)) for piece_LD in pieces_LD]))
 
     def add(self, window: Window) -> None:
         self._new.append(window)
@@ -172,7 +172,8 @@ class WindowScorer:
             by_trace = groupby(original, key=lambda place: place[0])
             original_UD = torch.cat([trace.hidden_LD[[position for _, position in own]] for trace, own in by_trace])
             rewritten_RD = read.hidden_ND[[rows[index] for index in chunk]]
-            kl_R[chunk] = _kl(self._head(original_UD), self._head(rewritten_RD), row_of).double().cpu()
+            original_UV, rewritten_RV = (full_logits(self._head, hidden) for hidden in (original_UD, rewritten_RD))
+            kl_R[chunk] = _kl(original_UV, rewritten_RV, row_of).double().cpu()
         for index, kl in zip(owner, kl_R.tolist(), strict=True):
             window = batch[index][0]
             window.kl_by_position.append(kl)
@@ -196,13 +197,12 @@ def _distinct(asked: Sequence[tuple[ReadTrace, int]]) -> tuple[list[tuple[ReadTr
 
 
 def _kl(original_UV: torch.Tensor, rewritten_RV: torch.Tensor, row_of: Sequence[int]) -> torch.Tensor:
-    """Return D_KL(original ‖ rewritten) of each row, in nats, from logits; float32 at least."""
-    log_p_UV = F.log_softmax(original_UV, dim=-1, dtype=torch.promote_types(original_UV.dtype, torch.float32))
-    log_q_RV = F.log_softmax(rewritten_RV, dim=-1, dtype=log_p_UV.dtype)
+    """Return D_KL(original ‖ rewritten) of each row, in nats, from logits."""
+    log_p_UV, log_q_RV = F.log_softmax(original_UV, dim=-1), F.log_softmax(rewritten_RV, dim=-1)
     log_p_RV = log_p_UV if len(log_p_UV) == len(log_q_RV) else log_p_UV[list(row_of)]
     return log_q_RV.neg_().add_(log_p_RV).mul_(log_p_RV.exp()).sum(-1)
 
 
 def _entropy(logits_RV: torch.Tensor) -> torch.Tensor:
-    log_p_RV = F.log_softmax(logits_RV, dim=-1, dtype=torch.promote_types(logits_RV.dtype, torch.float32))
+    log_p_RV = F.log_softmax(logits_RV, dim=-1)
     return -(log_p_RV.exp() * log_p_RV).sum(-1)
