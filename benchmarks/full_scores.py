@@ -10,7 +10,7 @@ from typing import get_args
 
 from benchmarks.refinement_cases import Case
 from tokensqueeze.config import KLBound, Reliable
-from tokensqueeze.rewriters.choice import Choice, Judged
+from tokensqueeze.rewriters.choice import Choice, Judged, answered
 from tokensqueeze.rewriters.decide import rule_of
 from tokensqueeze.schema import StepCandidates
 from tokensqueeze.scoring.bounds import Bound, BoundScale
@@ -55,12 +55,7 @@ class ScoredStep:
             step_token_ids=self.case.trace.token_ids[self.step.token_start : self.step.token_end],
             candidates=self.step.candidates,
         )
-        try:
-            wanted = next(rule)
-            while True:
-                wanted = rule.send([verdicts[candidate.first_draw] for candidate in wanted])
-        except StopIteration as end:
-            return end.value
+        return answered(rule, lambda candidate: verdicts[candidate.first_draw])
 
 
 def score_in_full(scorer: WindowScorer, cases: Sequence[Case], window_tokens: int) -> list[ScoredStep]:

@@ -9,9 +9,9 @@ time over that of plain forward passes, logits included, over as many tokens as 
 once, and each candidate that the rule needs a verdict on with its window up to the position that decides. The second table
 takes the measured tokens per step to a 7B model and 10,000 traces of 3,600 tokens: what one H100 would need at its limit of
 arithmetic (989 TFLOP/s in bf16, two operations a parameter and token), and at 40 % of it. That is arithmetic; no GPU ran.
-Peak memory is
-that of a process of its own with a vocabulary of 152 k, a trace of 9 k tokens and 64 candidates of which none fails, over
-the peak of one forward pass over that trace with the logits of one position; weights are in both.
+Peak memory is that of a process of its own with a vocabulary of 152 k, a trace of 9 k tokens and 64 candidates of which none
+fails, over the peak of one forward pass over that trace with the logits of one position; weights are in both, and taken off
+both for `peak_memory_ratio_over_weights`. Steps are single ones for both rules.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +34,12 @@ from benchmarks.naive_scoring import one_by_one, padded
 from benchmarks.refinement_cases import Case, CaseSettings, make_cases, source_of
 from tokensqueeze.config import KLBound, Reliable
 from tokensqueeze.engines.checkpoint import context_length
-from tokensqueeze.rewriters.choice import Choice, Judged, Rule
+from tokensqueeze.rewriters.choice import Choice, Judged, Rule, answered
 from tokensqueeze.rewriters.decide import rule_of
 from tokensqueeze.rewriters.judge_steps import Judging, TraceSteps, judge_steps
 from tokensqueeze.schema import StepCandidates
 from tokensqueeze.scoring.bounds import Bound
+from tokensqueeze.scoring.branches import ReadTrace
 from tokensqueeze.scoring.window_kl import Window, WindowScorer
 from tokensqueeze.traces.anatomy import Span
 
@@ -45,7 +47,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Score = Callable[["PreTrainedModel", Sequence[int], Span, Sequence[Sequence[int]], int], list[float]]
-NUM_PLAIN_TOKENS = 8192
 
 
 def main() -> None:
@@ -62,9 +63,10 @@ def main() -> None:
     parser.add_argument("--compared-steps", type=int, default=60, help="steps on which naive and padded are timed")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory measurement out")
     parser.add_argument("--work-dir", type=Path, default=Path("runs/refine_scoring"))
-    parser.add_argument("--measure-memory", choices=["forward", "scorer"], help=argparse.SUPPRESS)
+    parser.add_argument("--measure-memory", choices=["weights", "forward", "scorer"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure_memory:
         print(json.dumps({"bytes": peak_bytes(arguments.measure_memory)}))
@@ -80,8 +82,8 @@ def main() -> None:
     headline = ("speedup_vs_naive", "speedup_vs_padded", "same_choices", "time_over_limit")
     result = {name: figures["kl_bound"][name] for name in headline}
     result["same_choices"] = all(rule["same_choices"] for rule in figures.values())
-    result["peak_memory_ratio"] = None if arguments.no_memory else peak_memory_ratio(console)
-    print(json.dumps({**result, "rules": figures}))
+    memory = {"peak_memory_ratio": None} if arguments.no_memory else peak_memory(console)
+    print(json.dumps({**result, **memory, "rules": figures}))
 
 
 def measure(arguments: argparse.Namespace, rewriter: KLBound | Reliable, console: Console) -> dict[str, Any]:
@@ -94,6 +96,7 @@ def measure(arguments: argparse.Namespace, rewriter: KLBound | Reliable, console
         min_tokens=arguments.min_tokens,
         max_tokens=arguments.max_tokens,
         threads=arguments.threads,
+        dtype=arguments.dtype,
     )
     console.print(f"{rewriter.name}: sampling traces and drawing candidates, or reading them from {arguments.work_dir} …")
     cases = make_cases(settings, rewriter, arguments.work_dir)
@@ -105,13 +108,13 @@ def measure(arguments: argparse.Namespace, rewriter: KLBound | Reliable, console
     own_seconds, choices, recorder = [], [], _Recorder(model)
     for _ in range(arguments.repeats):
         recorder = _Recorder(model)
-        started = time.perf_counter()
+        started = _now(model)
         judged = judge_steps(recorder, [_rules(case, rewriter) for case in cases], judging)
-        own_seconds.append(time.perf_counter() - started)
+        own_seconds.append(_now(model) - started)
         choices = [one.choice for trace in judged for one in trace]
     steps = [(case, step) for case in cases for step in case.steps]
-    least = recorder.least_tokens(cases)
-    rate = _plain_rate(model, cases)
+    least = recorder.least_tokens
+    rate = statistics.median(_plain_rate(model, cases) for _ in range(arguments.repeats))
     draws = sum(case.num_draws for case in cases)
     own = statistics.median(own_seconds)
     console.print(
@@ -155,29 +158,26 @@ def measure(arguments: argparse.Namespace, rewriter: KLBound | Reliable, console
 
 
 class _Recorder(WindowScorer):
-    """Remembers the windows, to count what had to be read."""
+    """Counts what had to be read: each trace, and of each candidate what decides."""
 
     def __init__(self, model: "PreTrainedModel"):
         super().__init__(model)
-        self.windows: list[Window] = []
+        self.least_tokens = 0
 
-    def add(self, window: Window) -> None:
-        self.windows.append(window)
-        super().add(window)
+    def read_trace(self, token_ids: Sequence[int], *, with_entropy: bool = False) -> ReadTrace:
+        self.least_tokens += len(token_ids)
+        return super().read_trace(token_ids, with_entropy=with_entropy)
 
-    def least_tokens(self, cases: Sequence[Case]) -> int:
-        """Return the tokens of the traces, and of each candidate with its window up to what decides."""
-        traces = sum(len(case.problem.prompt_token_ids) + case.trace.num_tokens for case in cases)
-        return traces + sum(len(window.candidate) + self._decisive(window) - 1 for window in self.windows)
+    def advance(self) -> list[Window]:
+        finished = super().advance()
+        self.least_tokens += sum(len(window.candidate) + _decisive(window) - 1 for window in finished)
+        return finished
 
-    @staticmethod
-    def _decisive(window: Window) -> int:
-        total = 0.0
-        for position, kl in enumerate(window.kl_by_position, start=1):
-            total += kl
-            if total >= window.limit:
-                return position
-        return window.num_tokens
+
+def _decisive(window: Window) -> int:
+    """Return how many positions of the window decide."""
+    reached = accumulate(window.kl_by_position)
+    return next((done for done, kl in enumerate(reached, start=1) if kl >= window.limit), window.num_tokens)
 
 
 def _rules(case: Case, rewriter: KLBound | Reliable) -> TraceSteps:
@@ -205,21 +205,16 @@ def _by(
     span = Span(offset + step.token_start, offset + step.token_end)
     num_tokens = min(window, len(token_ids) - span.end)
     draws = [candidate for candidate in step.candidates for _ in range(candidate.draws)]
-    started = time.perf_counter()
+    started = _now(model)
     sums = score(model, token_ids, span, [draw.token_ids for draw in draws], window)
-    seconds = time.perf_counter() - started
+    seconds = _now(model) - started
     limit = bound.kl_bound * num_tokens
     verdicts = {
         draw.first_draw: Judged(bound.reduced(kl, num_tokens), passes=not num_tokens or kl < limit)
         for draw, kl in zip(draws, sums, strict=True)
     }
-    rule = _rule(case, step, rewriter)
-    try:
-        wanted = next(rule)
-        while True:
-            wanted = rule.send([verdicts[candidate.first_draw] for candidate in wanted])
-    except StopIteration as end:
-        return seconds, end.value
+    choice = answered(_rule(case, step, rewriter), lambda candidate: verdicts[candidate.first_draw])
+    return seconds, choice
 
 
 def _kept(choice: Choice) -> int | None:
@@ -228,31 +223,38 @@ def _kept(choice: Choice) -> int | None:
 
 @torch.inference_mode()
 def _plain_rate(model: "PreTrainedModel", cases: Sequence[Case]) -> float:
-    """Return tokens per second of forward passes over whole traces, one after the other."""
+    """Return tokens per second of forward passes over the traces, each as a batch of about 2,048 tokens."""
     texts = [[*case.problem.prompt_token_ids, *case.trace.token_ids] for case in cases]
-    longest = sorted(texts, key=len)[-max(1, len(texts) // 2) :]
-    tokens, started = 0, time.perf_counter()
-    while tokens < NUM_PLAIN_TOKENS:
-        rows = max(1, 2048 // len(longest[0]))
-        batch = torch.tensor([longest[0]] * rows)
+    batches = [torch.tensor([text] * max(1, 2048 // len(text)), device=model.device) for text in texts]
+    model(input_ids=batches[0], use_cache=False)
+    started = _now(model)
+    for batch in batches:
         model(input_ids=batch, use_cache=False)
-        tokens += batch.numel()
-        longest = [*longest[1:], longest[0]]
-    return tokens / (time.perf_counter() - started)
+    return sum(batch.numel() for batch in batches) / (_now(model) - started)
 
 
-def peak_memory_ratio(console: Console) -> float:
-    peaks = {}
-    for what in ("forward", "scorer"):
+def _now(model: "PreTrainedModel") -> float:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def peak_memory(console: Console) -> dict[str, float]:
+    peaks: dict[str, int] = {}
+    for what in ("weights", "forward", "scorer"):
         command = [sys.executable, "-m", "benchmarks.refine_scoring", "--measure-memory", what]
         peaks[what] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["bytes"]
-        console.print(f"peak memory of the {what}: {peaks[what] / 2**30:.2f} GiB, weights included")
-    return round(peaks["scorer"] / peaks["forward"], 3)
+        console.print(f"peak memory, {what}: {peaks[what] / 2**30:.2f} GiB{'' if what == 'weights' else ', weights included'}")
+    over = {what: peak - peaks["weights"] for what, peak in peaks.items()}
+    return {
+        "peak_memory_ratio": round(peaks["scorer"] / peaks["forward"], 3),
+        "peak_memory_ratio_over_weights": round(over["scorer"] / over["forward"], 3),
+    }
 
 
 @torch.inference_mode()
 def peak_bytes(what: str) -> int:
-    """Return how much this process's memory grew, at its peak, for one forward pass or one step's 64 candidates."""
+    """Return how much this process's memory grew, at its peak, for the model alone, with one forward pass, or 64 candidates."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.set_num_threads(2)
@@ -273,7 +275,7 @@ def peak_bytes(what: str) -> int:
     token_ids = torch.randint(0, config.vocab_size, (9000,)).tolist()
     if what == "forward":
         model(input_ids=torch.tensor([token_ids]), logits_to_keep=1)
-    else:
+    elif what == "scorer":
         scorer = WindowScorer(model)
         trace = scorer.read_trace(token_ids)
         span = Span(8400, 8440)

@@ -1,7 +1,7 @@
 """Traces that a model wrote, some of their steps, and K draws for each: what refinement benchmarks work on."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from tokensqueeze.config import EngineSettings, KLBound, ModelSettings, ProblemSource, Reliable, SamplingSettings
@@ -32,6 +32,7 @@ class CaseSettings:
     max_tokens: int = 512
     batch_size: int = 64
     threads: int = 1
+    dtype: str = "float32"
     shortest_correct_of: int | None = None
     """Draw so many samples per problem and take the shortest correct one; none: one sample, right or wrong."""
 
@@ -51,20 +52,31 @@ class Case:
 
 def source_of(settings: CaseSettings) -> ModelSource:
     engine = EngineSettings(max_batch_size=settings.batch_size, threads=settings.threads)
-    return ModelSource(model_dir(settings.model), engine, "float32", ModelSettings().think_end)
+    return ModelSource(model_dir(settings.model), engine, settings.dtype, ModelSettings().think_end)
 
 
 def make_cases(settings: CaseSettings, rewriter: KLBound | Reliable, work_dir: Path) -> list[Case]:
     """Return the cases, from `work_dir` where an earlier call with the same settings left them."""
     source = source_of(settings)
-    own = asdict(settings) | {"threads": None, "model": model_fingerprint(source.folder)}
-    if settings.shortest_correct_of is None:
-        del own["shortest_correct_of"]  # Tables made without it keep their names.
-    sampled_by = ("model", "problems", "num_traces", "min_tokens", "max_tokens", "batch_size", "shortest_correct_of")
-    sampled = {key: own[key] for key in sampled_by if key in own}
+    sampled = {
+        "model": model_fingerprint(source.folder),
+        "dtype": settings.dtype,
+        "problems": settings.problems,
+        "num_traces": settings.num_traces,
+        "shortest_correct_of": settings.shortest_correct_of,
+        "tokens": [settings.min_tokens, settings.max_tokens],
+        "batch_size": settings.batch_size,
+    }
+    drawn = {
+        "rewriter": rewriter.name,
+        "longest": rewriter.max_step_tokens if isinstance(rewriter, Reliable) else None,
+        "temperature": rewriter.temperature,
+        "seed": rewriter.seed,
+        "num_candidates": settings.num_candidates,
+        "steps_per_trace": settings.steps_per_trace,
+    }
     traces_table = Table(work_dir / "traces" / fingerprint(sampled), Trace)
-    drawing = {"rewriter": rewriter.name, "temperature": rewriter.temperature, "seed": rewriter.seed}
-    steps_table = Table(work_dir / "step_candidates" / fingerprint(own | drawing), StepCandidates)
+    steps_table = Table(work_dir / "step_candidates" / fingerprint(sampled | drawn), StepCandidates)
     problems = {problem.problem_id: problem for problem in _problems(settings, source)}
     if not traces_table.is_complete():
         traces_table.write_part(0, _sampled(settings, source, list(problems.values())), {})
@@ -148,9 +160,10 @@ def _drawn(
 
     def row(index: int, span: Span) -> StepCandidates:
         step_text = source.tokens.text(trace.token_ids[span.start : span.end])
+        longest = None if isinstance(rewriter, Reliable) else len(span) - 1
         own = [next(draws) for _ in range(settings.num_candidates)]
         candidates = distinct_candidates(
-            own, step_text=step_text, think_end=source.think_end, max_tokens=None, tokens=source.tokens
+            own, step_text=step_text, think_end=source.think_end, max_tokens=longest, tokens=source.tokens
         )
         generated = sum(len(draw.token_ids) for draw in own)
         return StepCandidates(

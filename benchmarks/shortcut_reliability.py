@@ -44,7 +44,7 @@ from tokensqueeze.fingerprint import seed_of
 from tokensqueeze.problems.prompts import prepare
 from tokensqueeze.problems.raw_problem import RawProblem
 from tokensqueeze.problems.source import read_problems
-from tokensqueeze.rewriters.choice import Choice, Judged, Rule
+from tokensqueeze.rewriters.choice import Choice, Judged, Rule, answered
 from tokensqueeze.rewriters.decide import rule_of
 from tokensqueeze.rewriters.judge_steps import Judging, TraceSteps, judge_steps
 from tokensqueeze.rewriters.step_candidates import stop_texts
@@ -277,12 +277,7 @@ def _kept(
     rewriter: KLBound | Reliable, corpus: Corpus, step: StepCandidates, verdicts: Mapping[int, Judged]
 ) -> Candidate | None:
     rule = rule_of(rewriter, step_text=step.step_text, step_token_ids=_step_ids(corpus, step), candidates=step.candidates)
-    try:
-        wanted = next(rule)
-        while True:
-            wanted = rule.send([verdicts[candidate.first_draw] for candidate in wanted])
-    except StopIteration as end:
-        return end.value.candidate
+    return answered(rule, lambda candidate: verdicts[candidate.first_draw]).candidate
 
 
 def _step_ids(corpus: Corpus, step: StepCandidates) -> list[int]:

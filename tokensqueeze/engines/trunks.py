@@ -6,7 +6,7 @@ Shapes: B rows in the batch, N of them on one trunk, P trunk tokens, Q queries, 
 heads to each, D head size.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -79,7 +79,7 @@ class TrunkUse:
 
 
 @contextmanager
-def attention_to_trunks(model: "PreTrainedModel") -> Generator[None]:
+def attention_to_trunks(model: "PreTrainedModel") -> Iterator[None]:
     """Have the model's attention layers take in trunks, which `trunk_uses` in a forward pass names."""
     AttentionInterface.register(_ATTENTION, _attend_with_trunks)
     AttentionMaskInterface.register(_ATTENTION, sdpa_mask)

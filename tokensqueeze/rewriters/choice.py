@@ -3,7 +3,7 @@
 So the rules of many steps can run side by side, and what they ask for is scored together (`rewriters.judge_steps`).
 """
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 
 from tokensqueeze.schema import Candidate
@@ -51,3 +51,13 @@ def nearest_failing(judged: Iterable[tuple[Candidate, Judged]]) -> Rejected | No
         return None
     kl, _, candidate = min(failing, key=lambda entry: entry[:2])
     return Rejected(candidate, kl)
+
+
+def answered(rule: Rule, judge: Callable[[Candidate], Judged]) -> Choice:
+    """Return what a rule chooses when each candidate's verdict is at hand."""
+    try:
+        wanted = next(rule)
+        while True:
+            wanted = rule.send([judge(candidate) for candidate in wanted])
+    except StopIteration as end:
+        return end.value

@@ -100,16 +100,18 @@ class _OpenTrace:
 
     def _ask(self, read: ReadTrace, step: "_Step") -> None:
         for index, candidate in enumerate(step.wanted):
-            self._add(self._window(read, step.span, candidate, self._judging.window_tokens, bounded=True), step, index)
+            self._add(self._window(read, step.span, candidate, self._judging.window_tokens), step, index)
         kept = step.choice.candidate if step.choice else None
         if self._judging.check_rest and kept:
-            self._add(self._window(read, step.span, kept, self.num_tokens, bounded=False), step, 0)
+            self._add(self._window(read, step.span, kept, self.num_tokens, read_to_the_end=True), step, 0)
 
     def _add(self, window: Window, step: "_Step", index: int) -> None:
         self._asked[window] = (step, index)
         self._scorer.add(window)
 
-    def _window(self, read: ReadTrace, span: Span, candidate: Candidate, window_tokens: int, *, bounded: bool) -> Window:
+    def _window(
+        self, read: ReadTrace, span: Span, candidate: Candidate, window_tokens: int, *, read_to_the_end: bool = False
+    ) -> Window:
         num_tokens = min(window_tokens, self.num_tokens - span.end)
         return Window(
             read,
@@ -118,7 +120,7 @@ class _OpenTrace:
             num_tokens,
             limit=self._judging.bound.limit(read, span, num_tokens),
             fits=span.start + len(candidate.token_ids) + num_tokens <= self._judging.context_length,
-            read_to_the_end=not bounded,
+            read_to_the_end=read_to_the_end,
         )
 
 

@@ -75,6 +75,11 @@ class BranchReader:
                 f"{model.config.model_type}: layers of type {', '.join(partial)} see a part of the context, and a step's KL is "
                 'taken with all of it in sight, so it would be wrong; choose another model, or rewriter.name = "none"'
             )
+        if not model._supports_attention_backend:
+            raise ModelError(
+                f"{model.config.model_type}: its attention can't be given another form, which scoring needs; choose another "
+                'model, or rewriter.name = "none"'
+            )
         self.model = model
 
     @torch.inference_mode()
@@ -100,6 +105,8 @@ class BranchReader:
                 position_ids=torch.tensor([positions], device=device),
                 use_cache=False,
             )
+        if len(packed.keys) != len(pieces[0].branch.trace.keys_1KLE):
+            raise ModelError(f"{self.model.config.model_type}: some of its layers attend in a way that can't be scored")
         return ReadPieces(pieces, output.last_hidden_state[0], packed)
 
 
@@ -154,6 +161,7 @@ _current: ContextVar[_Packed] = ContextVar("the pass that is being read")
 @contextmanager
 def _branching(model: "PreTrainedModel", packed: _Packed) -> Iterator[None]:
     """Give the model's layers the attention of this file, for one pass."""
+    AttentionInterface.register(_ATTENTION, _branch_attention)
     usual = model.config._attn_implementation
     model.config._attn_implementation = _ATTENTION
     token = _current.set(packed)
@@ -182,7 +190,7 @@ def _branch_attention(
     packed.keys.append(key_1KNE)
     packed.values.append(value_1KNE)
     heads, groups = query_1HNE.shape[1], query_1HNE.shape[1] // key_1KNE.shape[1]
-    attended = torch.empty_like(query_1HNE)
+    attended = query_1HNE.new_empty(*query_1HNE.shape[:-1], value_1KNE.shape[-1])
     first = 0
     for segment in packed.segments:
         rows = slice(first, first + segment.length)
@@ -205,6 +213,3 @@ def _all_keys(
 ) -> torch.Tensor:
     own = [own_1KOE[layer]] if own_1KOE else []
     return torch.cat([trace_1KLE[layer][:, :, :start], *own, new_1KQE], dim=2)
-
-
-AttentionInterface.register(_ATTENTION, _branch_attention)

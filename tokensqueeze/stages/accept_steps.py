@@ -19,7 +19,7 @@ from tokensqueeze.traces.anatomy import Span, replace_spans
 class AcceptSteps:
     def __init__(self, source: ModelSource, rewriter: RewriterSettings):
         self._source, self._rewriter = source, rewriter
-        self._scorer = None if isinstance(rewriter, NoRewrite) else WindowScorer(source.scoring_model())
+        self._model = None if isinstance(rewriter, NoRewrite) else source.scoring_model()
 
     def __call__(self, inputs: Mapping[str, list[Any]]) -> ShardResult[RefinedTrace]:
         steps: dict[str, list[StepCandidates]] = defaultdict(list)
@@ -43,10 +43,10 @@ class AcceptSteps:
         self, problems: Sequence[Problem], traces: Sequence[SelectedTrace], steps: Mapping[str, Sequence[StepCandidates]]
     ) -> list[list[JudgedStep]]:
         rewriter = self._rewriter
-        if self._scorer is None or isinstance(rewriter, NoRewrite):
+        if self._model is None or isinstance(rewriter, NoRewrite):
             return [[] for _ in traces]
         prompts = {problem.problem_id: problem.prompt_token_ids for problem in problems}
-        rules = [
+        asked = [
             TraceSteps(
                 prompts[trace.problem_id],
                 trace.token_ids,
@@ -71,7 +71,7 @@ class AcceptSteps:
             context_length(self._source.folder),
             rewriter.check_rest,
         )
-        return judge_steps(self._scorer, rules, judging)
+        return judge_steps(WindowScorer(self._model), asked, judging)
 
     def _refine(self, trace: SelectedTrace, steps: Sequence[StepCandidates], judged: Sequence[JudgedStep]) -> RefinedTrace:
         decisions, replacements = [], {}
