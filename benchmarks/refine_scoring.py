@@ -2,16 +2,20 @@
 
     python -m benchmarks.refine_scoring [--model DIR --problems FILE --min-tokens 1000 --max-tokens 1400] [--work-dir DIR]
 
-Traces, steps and K = 64 draws per step come from the model itself. In one run, on the same draws and with the same rule:
-the package's scorer; one whole forward pass per draw (naive); all draws of a step in one padded batch (padded). Naive and
-padded may be timed on some of the steps: their seconds per draw are then taken for all. `time_over_limit` is the scorer's
-time over that of plain forward passes, logits included, over as many tokens as any exact method must read: each trace
-once, and each candidate that the rule needs a verdict on with its window up to the position that decides. The second table
-takes the measured tokens per step to a 7B model and 10,000 traces of 3,600 tokens: what one H100 would need at its limit of
-arithmetic (989 TFLOP/s in bf16, two operations a parameter and token), and at 40 % of it. That is arithmetic; no GPU ran.
+Traces, steps and K = 64 draws per step, not cut at the step's length, come from the model itself. In one run, on the same
+draws: the package's scorer under each rule; one whole forward pass per draw (naive); all draws of a step in one padded
+batch (padded). Naive and padded may be timed on some of the steps: their seconds per draw are then taken for all.
+`time_over_limit` is the scorer's time over that of plain forward passes, logits included, over as many tokens as any exact
+method must read: each trace once, and each candidate that the rule needs a verdict on with its window up to the position
+that decides. Steps are single ones for both rules.
+
+The second table takes the measured tokens per step to a 7B model and 10,000 traces of 3,600 tokens: what one H100 would need
+at its limit of arithmetic (989 TFLOP/s in bf16, two operations a parameter and token), and at 40 % of it. That is arithmetic;
+no GPU ran. In a run, draws for `kl_bound` stop at the step's length and cost less.
+
 Peak memory is that of a process of its own with a vocabulary of 152 k, a trace of 9 k tokens and 64 candidates of which none
 fails, over the peak of one forward pass over that trace with the logits of one position; weights are in both, and taken off
-both for `peak_memory_ratio_over_weights`. Steps are single ones for both rules.
+both for `peak_memory_ratio_over_weights`.
 """
 
 import argparse
@@ -21,7 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +50,7 @@ from tokensqueeze.traces.anatomy import Span
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+RULES = (KLBound(), Reliable())
 Score = Callable[["PreTrainedModel", Sequence[int], Span, Sequence[Sequence[int]], int], list[float]]
 
 
@@ -73,9 +78,7 @@ def main() -> None:
         return
     console = Console(width=140)
     console.print((__doc__ or "").partition("\n")[0], style="bold")
-    figures: dict[str, Any] = {}
-    for rewriter in (KLBound(), Reliable()):
-        figures[rewriter.name] = measure(arguments, rewriter, console)
+    figures = measure(arguments, console)
     console.print(_table(figures))
     console.print(_projection(figures))
     # The paper's rule is the one that others' figures are about.
@@ -86,7 +89,8 @@ def main() -> None:
     print(json.dumps({**result, **memory, "rules": figures}))
 
 
-def measure(arguments: argparse.Namespace, rewriter: KLBound | Reliable, console: Console) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Return each rule's figures."""
     settings = CaseSettings(
         model=arguments.model,
         problems=arguments.problems,
@@ -98,66 +102,77 @@ def measure(arguments: argparse.Namespace, rewriter: KLBound | Reliable, console
         threads=arguments.threads,
         dtype=arguments.dtype,
     )
-    console.print(f"{rewriter.name}: sampling traces and drawing candidates, or reading them from {arguments.work_dir} …")
-    cases = make_cases(settings, rewriter, arguments.work_dir)
+    console.print(f"sampling traces and drawing candidates, or reading them from {arguments.work_dir} …")
+    cases = make_cases(settings, Reliable(), arguments.work_dir)
     source = source_of(settings)
     model = source.scoring_model()
-    bound, window = Bound(arguments.kl_bound), arguments.window
-    judging = Judging(bound, window, context_length(source.folder))
-
-    own_seconds, choices, recorder = [], [], _Recorder(model)
-    for _ in range(arguments.repeats):
-        recorder = _Recorder(model)
-        started = _now(model)
-        judged = judge_steps(recorder, [_rules(case, rewriter) for case in cases], judging)
-        own_seconds.append(_now(model) - started)
-        choices = [one.choice for trace in judged for one in trace]
+    judging = Judging(Bound(arguments.kl_bound), arguments.window, context_length(source.folder))
     steps = [(case, step) for case in cases for step in case.steps]
-    least = recorder.least_tokens
-    rate = statistics.median(_plain_rate(model, cases) for _ in range(arguments.repeats))
-    draws = sum(case.num_draws for case in cases)
-    own = statistics.median(own_seconds)
-    console.print(
-        f"{rewriter.name}: {len(cases)} traces, {len(steps)} steps, {draws} draws scored in {own:.2f} s; "
-        f"{recorder.tokens_read} tokens read, {least} needed; plain forward {rate:.0f} tokens/s"
-    )
-
     spread = max(1, len(steps) // arguments.compared_steps)
     compared = list(range(0, len(steps), spread))[: arguments.compared_steps]
     per_draw: dict[str, float] = {}
-    same = True
+    choices: dict[tuple[str, str], list[Choice]] = {}
     for name, score in (("naive", one_by_one), ("padded", padded)):
-        seconds, scored = 0.0, 0
-        for number in compared:
-            case, step = steps[number]
-            spent, choice = _by(score, model, case, step, rewriter, bound, window)
-            seconds += spent
-            scored += sum(candidate.draws for candidate in step.candidates)
-            same &= _kept(choice) == _kept(choices[number])
-        per_draw[name] = seconds / scored
-        console.print(f"{rewriter.name}: {name}, {len(compared)} steps, {scored} draws in {seconds:.1f} s, same: {same}")
-    return {
-        "steps": len(steps),
-        "draws": draws,
-        "distinct": sum(len(step.candidates) for _, step in steps),
-        "scored": sum(choice.num_scored for choice in choices),
-        "compared_steps": len(compared),
-        "mean_trace_tokens": round(statistics.mean(case.trace.num_tokens for case in cases)),
-        "ms_per_step": round(1000 * own / len(steps), 3),
-        "speedup_vs_naive": round(per_draw["naive"] * draws / own, 2),
-        "speedup_vs_padded": round(per_draw["padded"] * draws / own, 2),
-        "same_choices": same,
-        "mean_step_tokens": round(statistics.mean(step.token_end - step.token_start for _, step in steps), 1),
-        "tokens_generated": sum(step.tokens_generated for _, step in steps),
-        "tokens_read": recorder.tokens_read,
-        "tokens_needed": least,
-        "tokens_in_traces": sum(len(case.problem.prompt_token_ids) + case.trace.num_tokens for case in cases),
-        "plain_tokens_per_second": round(rate),
-        "time_over_limit": round(own * rate / least, 3),
-    }
+        scored = [_by(score, model, *steps[number], judging) for number in compared]
+        seconds = sum(spent for spent, _ in scored)
+        draws = sum(candidate.draws for number in compared for candidate in steps[number][1].candidates)
+        per_draw[name] = seconds / draws
+        for rule in RULES:
+            verdicts = zip((steps[number] for number in compared), scored, strict=True)
+            choices[name, rule.name] = [
+                answered(_rule(case, step, rule), own.__getitem__) for (case, step), (_, own) in verdicts
+            ]
+        console.print(f"{name}: {len(compared)} steps, {draws} draws in {seconds:.1f} s")
+    rate = statistics.median(_plain_rate(model, cases) for _ in range(arguments.repeats))
+    console.print(f"plain forward passes: {rate:,.0f} tokens/s")
+
+    figures: dict[str, Any] = {}
+    for rule in RULES:
+        seconds, own, counter = _scored_together(model, cases, rule, judging, arguments.repeats)
+        same = all(
+            _kept(own[number]) == _kept(other)
+            for name in per_draw
+            for number, other in zip(compared, choices[name, rule.name], strict=True)
+        )
+        draws = sum(case.num_draws for case in cases)
+        console.print(f"{rule.name}: {len(steps)} steps, {draws} draws in {seconds:.2f} s, the same choices: {same}")
+        figures[rule.name] = {
+            "steps": len(steps),
+            "draws": draws,
+            "distinct": sum(len(step.candidates) for _, step in steps),
+            "scored": sum(choice.num_scored for choice in own),
+            "compared_steps": len(compared),
+            "mean_trace_tokens": round(statistics.mean(case.trace.num_tokens for case in cases)),
+            "mean_step_tokens": round(statistics.mean(step.token_end - step.token_start for _, step in steps), 1),
+            "ms_per_step": round(1000 * seconds / len(steps), 3),
+            "speedup_vs_naive": round(per_draw["naive"] * draws / seconds, 2),
+            "speedup_vs_padded": round(per_draw["padded"] * draws / seconds, 2),
+            "same_choices": same,
+            "tokens_generated": sum(step.tokens_generated for _, step in steps),
+            "tokens_read": counter.tokens_read,
+            "tokens_needed": counter.least_tokens,
+            "tokens_in_traces": sum(len(case.problem.prompt_token_ids) + case.trace.num_tokens for case in cases),
+            "plain_tokens_per_second": round(rate),
+            "time_over_limit": round(seconds * rate / counter.least_tokens, 3),
+        }
+    return figures
 
 
-class _Recorder(WindowScorer):
+def _scored_together(
+    model: "PreTrainedModel", cases: Sequence[Case], rule: KLBound | Reliable, judging: Judging, repeats: int
+) -> tuple[float, list[Choice], "_Counter"]:
+    """Return the median seconds of the package's scorer, each step's choice, and what was read."""
+    seconds, choices, counter = [], [], _Counter(model)
+    for _ in range(repeats):
+        counter = _Counter(model)
+        started = _now(model)
+        judged = judge_steps(counter, [_rules(case, rule) for case in cases], judging)
+        seconds.append(_now(model) - started)
+        choices = [one.choice for trace in judged for one in trace]
+    return statistics.median(seconds), choices, counter
+
+
+class _Counter(WindowScorer):
     """Counts what had to be read: each trace, and of each candidate what decides."""
 
     def __init__(self, model: "PreTrainedModel"):
@@ -190,31 +205,27 @@ def _rule(case: Case, step: StepCandidates, rewriter: KLBound | Reliable) -> Rul
     return rule_of(rewriter, step_text=step.step_text, step_token_ids=own, candidates=step.candidates)
 
 
+def _choice(case: Case, step: StepCandidates, rule: KLBound | Reliable, verdicts: Mapping[int, Judged]) -> Choice:
+    return answered(_rule(case, step, rule), lambda candidate: verdicts[candidate.first_draw])
+
+
 def _by(
-    score: Score,
-    model: "PreTrainedModel",
-    case: Case,
-    step: StepCandidates,
-    rewriter: KLBound | Reliable,
-    bound: Bound,
-    window: int,
-) -> tuple[float, Choice]:
-    """Score every draw, repeated ones too; return the seconds that took, and what the rule makes of the scores."""
+    score: Score, model: "PreTrainedModel", case: Case, step: StepCandidates, judging: Judging
+) -> tuple[float, dict[int, Judged]]:
+    """Score every draw, repeated ones too; return the seconds that took, and the verdicts."""
     token_ids = [*case.problem.prompt_token_ids, *case.trace.token_ids]
     offset = len(case.problem.prompt_token_ids)
     span = Span(offset + step.token_start, offset + step.token_end)
-    num_tokens = min(window, len(token_ids) - span.end)
+    num_tokens = min(judging.window_tokens, len(token_ids) - span.end)
     draws = [candidate for candidate in step.candidates for _ in range(candidate.draws)]
     started = _now(model)
-    sums = score(model, token_ids, span, [draw.token_ids for draw in draws], window)
+    sums = score(model, token_ids, span, [draw.token_ids for draw in draws], judging.window_tokens)
     seconds = _now(model) - started
-    limit = bound.kl_bound * num_tokens
-    verdicts = {
-        draw.first_draw: Judged(bound.reduced(kl, num_tokens), passes=not num_tokens or kl < limit)
+    bound = judging.bound
+    return seconds, {
+        draw.first_draw: Judged(bound.reduced(kl, num_tokens), passes=not num_tokens or kl < bound.kl_bound * num_tokens)
         for draw, kl in zip(draws, sums, strict=True)
     }
-    choice = answered(_rule(case, step, rewriter), lambda candidate: verdicts[candidate.first_draw])
-    return seconds, choice
 
 
 def _kept(choice: Choice) -> int | None:
