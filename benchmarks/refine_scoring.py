@@ -118,9 +118,8 @@ def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
         draws = sum(candidate.draws for number in compared for candidate in steps[number][1].candidates)
         per_draw[name] = seconds / draws
         for rule in RULES:
-            verdicts = zip((steps[number] for number in compared), scored, strict=True)
             choices[name, rule.name] = [
-                answered(_rule(case, step, rule), own.__getitem__) for (case, step), (_, own) in verdicts
+                _choice(*steps[number], rule, verdicts) for number, (_, verdicts) in zip(compared, scored, strict=True)
             ]
         console.print(f"{name}: {len(compared)} steps, {draws} draws in {seconds:.1f} s")
     rate = statistics.median(_plain_rate(model, cases) for _ in range(arguments.repeats))

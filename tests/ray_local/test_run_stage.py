@@ -1,6 +1,7 @@
 """Stages on Ray: what is done is left alone, what dies is done again, what fails says where."""
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import ray
 
 from tokensqueeze.config import PoolSettings
 from tokensqueeze.errors import ModelError, StageError, TableError
-from tokensqueeze.stages.run_stage import PooledStage, StageProgress, StageRecord, run_stage, run_stages
+from tokensqueeze.stages.run_stage import DRAIN_THREAD, PooledStage, StageProgress, StageRecord, run_stage, run_stages
 from tokensqueeze.stages.stage import ShardActor, ShardReport, ShardResult, Stage
 from tokensqueeze.tables import Table
 
@@ -257,6 +258,26 @@ def test_an_error_of_the_packages_own_keeps_its_class_and_words(tmp_path: Path) 
     with pytest.raises(TableError) as raised:
         doubling.run()
     assert (type(raised.value), str(raised.value)) == (TableError, str(error))
+
+
+@pytest.mark.parametrize("error", [OSError("no space left on device"), KeyboardInterrupt()])
+def test_what_ends_the_driver_ends_the_execution_too(tmp_path: Path, error: BaseException) -> None:
+    words = tuple((f"word{shard}",) for shard in range(12))
+    make_worker = partial(WaitingWorker, wait_at="", wait_for=tmp_path, seconds_before=0.3)
+    doubling = Doubling(tmp_path, make_worker, words)
+
+    def fail_at_the_first_shard(progress: StageProgress) -> None:
+        if progress.shards_done:
+            raise error
+
+    with pytest.raises(type(error)):
+        run_stage(doubling.stage, PoolSettings(), fail_at_the_first_shard)
+    for thread in [thread for thread in threading.enumerate() if thread.name == DRAIN_THREAD]:
+        thread.join(60)
+        assert not thread.is_alive()
+    # The shards in hand may be finished; the actor that would have gone on to the last is gone.
+    time.sleep(1)
+    assert not doubling.output.has_part(11)
 
 
 def test_a_worker_that_cannot_be_built_is_told_in_its_own_words(tmp_path: Path) -> None:

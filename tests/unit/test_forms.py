@@ -40,6 +40,20 @@ def test_masked_content_keeps_how_much_a_formula_works_out() -> None:
     assert masked_content(r"So \[47 + 38 = 85 = 80 + 5 \approx 90\].") == r"so$==\approx$."
 
 
+def test_masked_content_takes_money_for_no_formula() -> None:
+    apples = masked_content("He pays $5 for apples and $7 for pears.")
+    assert apples == "he pays$# for apples and$# for pears."
+    assert apples != masked_content("He pays $5 for shoes but owes $7 for pears.")
+    assert masked_content("It is $10-$3=$7, so $x = 7$ and she has $7.") == "it is$#-$#=$#,so$=$and she has$#."
+    assert masked_content("Pay $5.\nThen $7.") == "pay$#.then$#."
+
+
+def test_masked_content_finds_formulas_that_hold_money() -> None:
+    assert masked_content(r"So $\$5 + \$3 = \$8$ in all.") == "so$=$in all."
+    assert masked_content(r"So \$5 for apples and \$3 for pears.") == r"so\$# for apples and\$# for pears."
+    assert masked_content("So $x$, $y$, $$1\n= 2$$ and $a$.") == "so$$,$$,$=$and$$."
+
+
 def test_length_classes_begin_a_quarter_longer_each() -> None:
     # 1.25 ** 10 = 9.31, ** 11 = 11.64, ** 12 = 14.55
     assert [length_class(n) for n in (0, 1, 9, 10, 11, 12, 14, 15)] == [0, 0, 9, 10, 10, 11, 11, 12]

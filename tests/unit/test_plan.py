@@ -99,6 +99,9 @@ def changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
         ("rewriter.kl_bound", 0.01, from_stage("accept")),
         ("rewriter.kl_reduction", "sum", from_stage("accept")),
         ("rewriter.window_tokens", 64, from_stage("accept")),
+        ("rewriter.bound_scale", "entropy", from_stage("accept")),
+        # The rows have more in them, and the same decisions.
+        ("rewriter.check_rest", True, {"accept"}),
         ("pairing.max_pairs_per_problem", 4, from_stage("pair")),
         ("pairing.longer_correct_ratio", 1.5, from_stage("pair")),
         ("objective.beta", 0.2, from_stage("model")),
@@ -136,6 +139,26 @@ def test_a_setting_renames_what_depends_on_it_and_no_more(
     values: dict[str, Any], key: str, value: Any, renamed: set[str]
 ) -> None:
     assert changed(values, with_setting(values, key, value)) == renamed
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "renamed"),
+    [
+        ("rewriter.unit", "step", from_stage("propose")),
+        ("rewriter.max_step_tokens", 64, from_stage("propose")),
+        ("rewriter.min_reliability", 0.8, from_stage("accept")),
+        ("rewriter.form", "edit_cluster", from_stage("accept")),
+        ("rewriter.max_edit_distance", 0.3, from_stage("accept")),
+        ("rewriter.min_form_draws", 2, from_stage("accept")),
+        ("rewriter.bound_scale", "entropy", from_stage("accept")),
+        ("rewriter.check_rest", True, {"accept"}),
+    ],
+)
+def test_a_setting_of_reliable_rewriting_renames_what_depends_on_it_and_no_more(
+    values: dict[str, Any], key: str, value: Any, renamed: set[str]
+) -> None:
+    reliable = values | {"rewriter": {"name": "reliable"}}
+    assert changed(reliable, with_setting(reliable, key, value)) == renamed
 
 
 @pytest.mark.parametrize(("name", "renamed"), [("model.safetensors", EVERY_STAGE), ("config.json", EVERY_STAGE)])

@@ -23,6 +23,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -32,13 +34,12 @@ from transformers import (
 )
 
 from tokensqueeze.config import EngineSettings
+from tokensqueeze.engines.attention_kinds import positions_depend_on_batch, unserved_options
 from tokensqueeze.engines.base import Generation, GenerationRequest
 from tokensqueeze.engines.build import build_engine
 from tokensqueeze.engines.checkpoint import demo_model_dir
 from tokensqueeze.engines.packed_linear import PackedLinear
-from tokensqueeze.engines.transformers_engine import (
-    TransformersEngine,
-)
+from tokensqueeze.engines.transformers_engine import TransformersEngine, _Row
 from tokensqueeze.engines.trunks import Trunk, attend, attend_plainly, longest_extensions
 from tokensqueeze.errors import EngineError
 
@@ -320,6 +321,16 @@ def test_attention_in_plain_steps_is_that_of_the_cpu_kernel() -> None:
             torch.testing.assert_close(kernel_mass, mass)
 
 
+def test_attention_in_plain_steps_multiplies_bfloat16_in_float32() -> None:
+    torch.manual_seed(0)
+    query, key, value = (4 * torch.randn(2, 3, rows, 8).to(torch.bfloat16) for rows in (5, 11, 11))
+    seen, mass = attend_plainly(query, key, value, None, 1.0)
+    scores = query.double() @ key.double().transpose(-1, -2)
+    torch.testing.assert_close(mass.double(), scores.logsumexp(-1), rtol=1e-6, atol=1e-5)
+    # Weights and values are bfloat16's.
+    torch.testing.assert_close(seen.double(), scores.softmax(-1) @ value.double(), rtol=0.01, atol=0.05)
+
+
 def chi_square(counts: np.ndarray, probabilities: np.ndarray) -> float:
     expected = counts.sum() * probabilities
     return float(((counts - expected) ** 2 / expected).sum())
@@ -464,6 +475,72 @@ def test_models_that_see_a_part_of_the_context_are_refused() -> None:
     all_layers = MistralConfig(**SMALL, num_key_value_heads=4, sliding_window=8, max_position_embeddings=64)
     with pytest.raises(EngineError, match="mistral: layers of type sliding_attention"):
         engine_of(MistralForCausalLM(all_layers))
+
+
+def phi3_config(*, original: int, rope_type: str = "longrope") -> Phi3Config:
+    factors = {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4} if rope_type == "longrope" else {}
+    return Phi3Config(
+        **SMALL,
+        num_key_value_heads=4,
+        max_position_embeddings=CONTEXT,
+        original_max_position_embeddings=original,
+        rope_parameters={"rope_type": rope_type, "rope_theta": 10_000.0, **factors},
+        pad_token_id=0,
+        eos_token_id=EOS,
+        initializer_range=0.4,
+    )
+
+
+def test_a_model_whose_positions_depend_on_the_batch_is_refused() -> None:
+    torch.manual_seed(1)
+    model = Phi3ForCausalLM(phi3_config(original=16)).eval()
+    with pytest.raises(EngineError, match=r'phi3: its rotary positions \(longrope\) .* engine\.kind = "vllm"'):
+        engine_of(model)
+    # Beside a row that passes 16 tokens, a short row's logits do change.
+    short, padding = torch.arange(8, 14)[None], torch.zeros(1, 12, dtype=torch.long)
+    with torch.no_grad():
+        alone, beside = model(input_ids=short).logits, model(input_ids=torch.cat([short, padding], dim=1)).logits[:, :6]
+    assert (alone - beside).abs().max() > 0.1
+
+
+def test_positions_depend_on_the_batch_only_where_longrope_goes_beyond_its_first_length() -> None:
+    assert positions_depend_on_batch(phi3_config(original=16))
+    assert not positions_depend_on_batch(phi3_config(original=CONTEXT))
+    assert not positions_depend_on_batch(phi3_config(original=16, rope_type="default"))
+    assert not any(positions_depend_on_batch(random_model(kind).config) for kind in ("qwen3", "llama", "gpt2"))
+
+
+def test_longrope_of_one_layer_type_makes_positions_depend_on_the_batch() -> None:
+    config = LlamaConfig(**SMALL, max_position_embeddings=CONTEXT)
+    own = {"rope_type": "longrope", "original_max_position_embeddings": 16}
+    config.rope_parameters = {"full_attention": own, "sliding_attention": {"rope_type": "default"}}
+    assert positions_depend_on_batch(config)
+    config.rope_parameters = {"full_attention": {**own, "original_max_position_embeddings": CONTEXT}}
+    assert not positions_depend_on_batch(config)
+    config.rope_parameters = None
+    config.rope_scaling = {"type": "longrope", "original_max_position_embeddings": 16}
+    assert positions_depend_on_batch(config)
+
+
+def test_attention_options_that_change_scores_are_named() -> None:
+    assert unserved_options({"softcap": 30.0, "s_aux": torch.zeros(1), "position_bias": None, "sliding_window": 4}) == [
+        "softcap",
+        "s_aux",
+    ]
+    assert unserved_options({"dropout": 0.0}) == []
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_random_numbers_are_held_for_rows_in_the_batch_alone(slots: int) -> None:
+    model = random_model("llama")
+    held: list[int] = []
+
+    def count(*_: Any) -> None:
+        held.append(sum(1 for thing in gc.get_objects() if type(thing) is _Row and thing.uniforms is not None))
+
+    model.base_model.register_forward_hook(count)
+    engine_of(model, slots=slots).generate(mixed_requests(temperature=1.0))
+    assert max(held) == slots
 
 
 def test_a_window_as_wide_as_the_context_is_none() -> None:

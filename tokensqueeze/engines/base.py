@@ -26,6 +26,11 @@ class Generation:
     finish_reason: FinishReason
 
 
+def distinct_prompts(requests: Sequence[GenerationRequest]) -> dict[int, Sequence[int]]:
+    """Return each prompt once, by its `id`: what draws behind one prompt share is converted once, and never copied."""
+    return {id(request.prompt_token_ids): request.prompt_token_ids for request in requests}
+
+
 class Engine(Protocol):
     """A model that generates.
 

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from tokensqueeze.engines.attention_kinds import partial_attention
-from tokensqueeze.engines.base import Generation, GenerationRequest
+from tokensqueeze.engines.attention_kinds import partial_attention, positions_depend_on_batch
+from tokensqueeze.engines.base import Generation, GenerationRequest, distinct_prompts
 from tokensqueeze.engines.checkpoint import context_length, eos_token_ids, load_model, load_tokenizer
 from tokensqueeze.engines.packed_linear import pack_linear_layers
 from tokensqueeze.engines.trunks import KeysValues, Trunk, TrunkUse, attention_to_trunks, can_share_trunks, longest_extensions
@@ -60,6 +60,11 @@ class TransformersEngine:
             raise EngineError(
                 f"{model.config.model_type}: layers of type {', '.join(partial)} are not served by the transformers engine; "
                 'set engine.kind = "vllm"'
+            )
+        if positions_depend_on_batch(model.config):
+            raise EngineError(
+                f"{model.config.model_type}: its rotary positions (longrope) would depend on the longest row of a batch, so "
+                'the transformers engine can\'t serve it; set engine.kind = "vllm"'
             )
         self.model, self.tokenizer = model, tokenizer
         self.eos_token_ids, self.context_length, self.max_batch_size = eos_token_ids, context_length, max_batch_size
@@ -138,11 +143,13 @@ class _Row:
     tail: str = ""
     """The end of the text so far, in which a stop text may have begun."""
     finish_reason: FinishReason | None = None
-    uniforms: np.ndarray = field(init=False)
+    uniforms: np.ndarray | None = None
+    """The row's own random stream, one number per token; held while it is drawn for, not while it waits."""
 
-    def __post_init__(self) -> None:
-        count = self.max_tokens if self.request.temperature > 0 else 0
-        self.uniforms = np.random.Generator(np.random.Philox(key=self.request.seed)).random(count)
+    def next_uniform(self) -> float:
+        if self.uniforms is None:
+            self.uniforms = np.random.Generator(np.random.Philox(key=self.request.seed)).random(self.max_tokens)
+        return float(self.uniforms[len(self.token_ids)])
 
     @property
     def prefix_length(self) -> int:
@@ -152,7 +159,8 @@ class _Row:
 
 def _plant(rows: Sequence[_Row]) -> list[_Row]:
     """Give each row its trunk, and return the rows trunk by trunk, so that few trunks are held at once."""
-    prompts = [tuple(row.request.prompt_token_ids) for row in rows]
+    tuples = {key: tuple(prompt) for key, prompt in distinct_prompts([row.request for row in rows]).items()}
+    prompts = [tuples[id(row.request.prompt_token_ids)] for row in rows]
     extensions = longest_extensions(set(prompts))
     # In the order of the trunks' first rows.
     trunks: dict[tuple[int, ...], tuple[Trunk, list[_Row]]] = {}
@@ -268,7 +276,7 @@ class _Batch:
     def drop_finished(self) -> None:
         """Free the finished rows' slots; the last rows move into the gaps."""
         for slot in reversed([slot for slot, row in enumerate(self.rows) if row.finish_reason]):
-            self.rows[slot].trunk = None
+            self.rows[slot].trunk = self.rows[slot].uniforms = None
             last = len(self.rows) - 1
             if slot != last:
                 self.cache.move(last, slot, int(self.lengths[last]))
@@ -337,7 +345,7 @@ def _draw(logits_BV: torch.Tensor, rows: Sequence[_Row]) -> torch.Tensor:
         return greedy_B
     place = {"device": logits_BV.device, "dtype": torch.float32}
     temperature_B = torch.tensor([rows[index].request.temperature for index in sampled], **place)  # type: ignore[arg-type]
-    uniform_B = torch.tensor([rows[index].uniforms[len(rows[index].token_ids)] for index in sampled], dtype=torch.float64)
+    uniform_B = torch.tensor([rows[index].next_uniform() for index in sampled], dtype=torch.float64)
     probabilities_BV = torch.softmax(logits_BV[sampled] / temperature_B[:, None], dim=-1)
     if any(rows[index].request.top_p < 1 for index in sampled):
         top_p_B = torch.tensor([rows[index].request.top_p for index in sampled], **place)  # type: ignore[arg-type]

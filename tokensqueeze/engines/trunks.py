@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from tokensqueeze.engines.attention_kinds import unserved_options
 from tokensqueeze.errors import EngineError
 
 if TYPE_CHECKING:
@@ -110,9 +111,11 @@ def _attend_with_trunks(
     """
     if not trunk_uses:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)
-    for name in ("position_bias", "softcap", "s_aux"):
-        if more.get(name) is not None:
-            raise EngineError(f'an attention layer asks for {name}, which trunks can\'t be given; set engine.kind = "vllm"')
+    unserved = unserved_options(more)
+    if unserved:
+        raise EngineError(
+            f'an attention layer asks for {", ".join(unserved)}, which trunks can\'t be given; set engine.kind = "vllm"'
+        )
     assert attention_mask is not None
     rows, heads, _, size = query.shape
     groups = key.shape[1]
@@ -147,7 +150,8 @@ def attend(
 def attend_plainly(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    scores = (query @ key.transpose(-1, -2)).float() * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    # Products of bfloat16 tensors would be rounded to bfloat16, too coarse for an exponential.
+    scores = query.float() @ key.float().transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if mask is not None:
         scores += mask
     mass = scores.logsumexp(-1)

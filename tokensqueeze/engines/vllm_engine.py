@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokensqueeze.config import EngineSettings
-from tokensqueeze.engines.base import Generation, GenerationRequest
+from tokensqueeze.engines.base import Generation, GenerationRequest, distinct_prompts
 from tokensqueeze.engines.checkpoint import context_length, eos_token_ids
 from tokensqueeze.errors import EngineError, MissingPackageError
 
@@ -67,7 +67,8 @@ class VLLMEngine:
         params = [self._params_of(index, request) for index, request in enumerate(requests)]
         if not params:
             return []
-        prompts = [{"prompt_token_ids": list(request.prompt_token_ids)} for request in requests]
+        lists = {key: list(prompt) for key, prompt in distinct_prompts(requests).items()}
+        prompts = [{"prompt_token_ids": lists[id(request.prompt_token_ids)]} for request in requests]
         try:
             outputs = self._llm.generate(prompts, params, use_tqdm=False)
         except Exception as error:

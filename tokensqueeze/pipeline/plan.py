@@ -42,7 +42,14 @@ from tokensqueeze.tables import Table
 
 Split = Literal["train", "dev", "test"]
 
-RULES_VERSIONS = {"step_candidates": 2, "refined_traces": 2}
+RULES_VERSIONS = {
+    "traces": 2,
+    "step_candidates": 2,
+    "refined_traces": 3,
+    "scored_pairs": 2,
+    "evaluation_base": 2,
+    "evaluation_squeezed": 2,
+}
 """Part of a table's fingerprint, else 1: raised when the code of its stage gives other rows for the same settings."""
 
 
@@ -123,12 +130,18 @@ def plan_run(settings: Settings, store: Path) -> RunPlan:
         {"drawing": drawing, "engine": engine, "selected_traces": select.output.path.name, **model},
         runs_model=not isinstance(rewriter, NoRewrite),
     )
+    # What is checked beyond the window is in the rows, and in no decision: what follows depends on the decisions.
+    decided = {
+        "rewriter": rewriter.model_dump(exclude={"check_rest"}),
+        "step_candidates": propose.output.path.name,
+        **model,
+    }
     accept = tables.stage(
         "refined_traces",
         RefinedTrace,
         problems | {"selected_traces": select.output, "step_candidates": propose.output},
         partial(AcceptSteps, base, rewriter),
-        {"rewriter": rewriter.model_dump(), "step_candidates": propose.output.path.name, **model},
+        decided | {"rewriter": rewriter.model_dump()},
         runs_model=not isinstance(rewriter, NoRewrite),
     )
     with_rejected = not isinstance(settings.objective, SFT)
@@ -140,7 +153,7 @@ def plan_run(settings: Settings, store: Path) -> RunPlan:
         {
             "pairing": settings.pairing.model_dump(),
             "with_rejected": with_rejected,
-            "refined_traces": accept.output.path.name,
+            "refined_traces": _name(decided, RULES_VERSIONS["refined_traces"]),
             "verified_traces": verify.output.path.name,
         },
     )

@@ -42,6 +42,4 @@ def turned_down(decision: StepDecision, rewriter: RewriterSettings) -> TurnedDow
 
 def kl_on_the_rest(decision: StepDecision) -> float | None:
     """Return the KL of a rewritten step over the whole rest of its trace, where it was taken."""
-    # What makes the trace too long for the context fails unread, and nothing is known of its KL.
-    unread = decision.rest_kl == 0 and not decision.rest_passes
-    return decision.rest_kl if decision.rewritten and not unread else None
+    return decision.rest_kl if decision.rewritten else None

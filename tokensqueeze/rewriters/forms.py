@@ -16,7 +16,8 @@ Form = Literal["masked_numbers", "masked_content", "length_class", "edit_cluster
 
 _LENGTH_CLASS_RATIO = 1.25
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-_LATEX = re.compile(r"\$\$.+?\$\$|\$[^$]+\$|\\\[.+?\\\]|\\\(.+?\\\)", re.DOTALL)
+# "$5 for apples and $7" is money: a formula's dollar signs touch what they enclose, and no digit follows it.
+_LATEX = re.compile(r"\$\$.+?\$\$|(?<!\\)\$(?!\s)(?:\\.|[^$\\\n])+?(?<!\s)\$(?!\d)|\\\[.+?\\\]|\\\(.+?\\\)", re.DOTALL)
 _RELATION = re.compile(r"[=<>≈≤≥]|\\(?:approx|leq?|geq?|equiv)(?![a-zA-Z])")
 # "I" and "a" are words; the letter behind an apostrophe is the end of one; "2x" and "x1" hold variables.
 _VARIABLE = re.compile(r"(?<![^\W\d])(?<!['’])(?![aAI]\b)[^\W\d_](?:_\w+)?(?![^\W\d]|['’])")

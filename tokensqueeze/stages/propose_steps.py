@@ -35,9 +35,7 @@ class ProposeSteps:
             return ShardResult([])
         prompts = {problem.problem_id: problem for problem in inputs["problems"]}
         steps = [step for trace in inputs["selected_traces"] for step in self._steps(trace)]
-        requests = [
-            self._request(prompts[step.trace.problem_id], step, draw) for step in steps for draw in range(step.num_draws)
-        ]
+        requests = [request for step in steps for request in self._requests(prompts[step.trace.problem_id], step)]
         draws = iter(self._engine.generate(requests))
         rows, tokens = [], 0
         for step in steps:
@@ -81,13 +79,18 @@ class ProposeSteps:
         texts = [self._source.tokens.text(trace.token_ids[span.start : span.end]) for span in spans]
         return [Span(spans[unit[0]].start, spans[unit[-1]].end) for unit in corrected_units(texts)]
 
-    def _request(self, problem: Problem, step: _Step, draw: int) -> GenerationRequest:
+    def _requests(self, problem: Problem, step: _Step) -> list[GenerationRequest]:
         assert not isinstance(self._rewriter, NoRewrite)
-        return GenerationRequest(
-            prompt_token_ids=[*problem.prompt_token_ids, *step.trace.token_ids[: step.span.start]],
-            max_tokens=draw_length(self._rewriter, len(step.span), self._ending_tokens),
-            temperature=self._rewriter.temperature,
-            top_p=1.0,
-            seed=seed_of("step", self._rewriter.seed, step.trace.trace_id, step.index, draw),
-            stop_texts=stop_texts(self._source.think_end),
-        )
+        # One prompt for all draws: copies of every step's prefix would take more memory than all else here.
+        prompt = (*problem.prompt_token_ids, *step.trace.token_ids[: step.span.start]) if step.num_draws else ()
+        return [
+            GenerationRequest(
+                prompt_token_ids=prompt,
+                max_tokens=draw_length(self._rewriter, len(step.span), self._ending_tokens),
+                temperature=self._rewriter.temperature,
+                top_p=1.0,
+                seed=seed_of("step", self._rewriter.seed, step.trace.trace_id, step.index, draw),
+                stop_texts=stop_texts(self._source.think_end),
+            )
+            for draw in range(step.num_draws)
+        ]

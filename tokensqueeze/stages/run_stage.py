@@ -9,7 +9,8 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -22,6 +23,9 @@ from tokensqueeze.config import PoolSettings
 from tokensqueeze.errors import StageError, TokenSqueezeError
 from tokensqueeze.stages.stage import ShardActor, ShardReport, Stage, attempts_mark, error_log
 from tokensqueeze.tables import make_folder
+
+DRAIN_THREAD = "tokensqueeze shard reports"
+"""The thread that runs a chain on Ray Data, while the main one looks at what has come."""
 
 _LOOK_SECONDS = 0.25
 """How often the disk is looked at for parts of a stage that is not the last of its chain."""
@@ -191,14 +195,18 @@ def _make(tables: Sequence[_TableInMaking]) -> None:
     # All parts of a table may be there, and its manifest alone be missing.
     _look(tables)
     tables = [table for table in tables if table.pending]
-    for report in _reports(tables) if tables else ():
-        if report is None:
-            _look(tables[:-1])
-        elif report.error:
-            _look(tables)
-            _raise(report)
-        else:
-            _look(tables, come_through=report.shard)
+    if not tables:
+        return
+    # Closed at once, where a look fails: an iterator that an error's traceback holds lives on.
+    with closing(_reports(tables)) as reports:
+        for report in reports:
+            if report is None:
+                _look(tables[:-1])
+            elif report.error:
+                _look(tables)
+                _raise(report)
+            else:
+                _look(tables, come_through=report.shard)
     for table in tables:
         if missing := sorted(table.pending):
             raise StageError(f"stage {table.stage.name}: shards {missing[:10]} were not written; run the same command again")
@@ -211,8 +219,11 @@ def _look(tables: Sequence[_TableInMaking], *, come_through: int | None = None) 
         table.look(come_through=come_through)
 
 
-def _reports(tables: Sequence[_TableInMaking]) -> Iterator[ShardReport | None]:
-    """Yield a report for every shard that has come through all stages, or has failed; None when none came for a while."""
+def _reports(tables: Sequence[_TableInMaking]) -> Generator[ShardReport | None, None, None]:
+    """Yield a report for every shard that has come through all stages, or has failed; None when none came for a while.
+
+    Closed, or left by an error or Ctrl-C, it ends the execution with the next shard that comes through.
+    """
     first, *later = tables
     # Those that pass the first stage by go ahead of those that it has to work on.
     passing = sorted(set().union(*(table.pending for table in later)) - first.pending)
@@ -234,27 +245,35 @@ def _reports(tables: Sequence[_TableInMaking]) -> Iterator[ShardReport | None]:
             num_gpus=table.gpus,
         )
     arrived: queue.SimpleQueue[ShardReport | BaseException | None] = queue.SimpleQueue()
-    threading.Thread(target=_drain, args=(dataset, arrived), daemon=True).start()
-    while True:
-        try:
-            came = arrived.get(timeout=_LOOK_SECONDS)
-        except queue.Empty:
-            yield None
-            continue
-        if came is None:
-            return
-        if isinstance(came, BaseException):
-            raise came
-        yield came
+    unwanted = threading.Event()
+    threading.Thread(target=_drain, args=(dataset, arrived, unwanted), name=DRAIN_THREAD, daemon=True).start()
+    try:
+        while True:
+            try:
+                came = arrived.get(timeout=_LOOK_SECONDS)
+            except queue.Empty:
+                yield None
+                continue
+            if came is None:
+                return
+            if isinstance(came, BaseException):
+                raise came
+            yield came
+    finally:
+        unwanted.set()
 
 
-def _drain(dataset: ray.data.Dataset, arrived: "queue.SimpleQueue[ShardReport | BaseException | None]") -> None:
-    """Run the data set to its end or its first failed shard, putting its rows, then None or what ended it."""
+def _drain(
+    dataset: ray.data.Dataset,
+    arrived: "queue.SimpleQueue[ShardReport | BaseException | None]",
+    unwanted: threading.Event,
+) -> None:
+    """Run the data set to its end, its first failed shard or until unwanted, putting its rows, then None or what ended it."""
     try:
         for row in dataset.iter_rows():
             report = ShardReport(**row)
             arrived.put(report)
-            if report.error:
+            if report.error or unwanted.is_set():
                 # To stop asking ends the execution.
                 break
         arrived.put(None)
