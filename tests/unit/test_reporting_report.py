@@ -176,7 +176,6 @@ def test_counts_rewritten_steps_that_exceed_the_bound_on_the_whole_rest(data: Re
         replace(REWRITTEN, rest_kl=0.004, rest_passes=True),
         replace(REWRITTEN, rest_kl=0.007, rest_passes=False),
         replace(REWRITTEN, rest_kl=0.0002, rest_passes=True),
-        replace(REWRITTEN, rest_kl=0.0, rest_passes=False),
         STAYED,
     ]
     run = refined_run(data, decisions, KLBound(check_rest=True, window_tokens=64))

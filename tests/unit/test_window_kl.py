@@ -12,10 +12,14 @@ from transformers import (
     Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTJConfig,
+    GPTJForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -245,6 +249,26 @@ def test_a_model_that_sees_a_part_of_the_context_is_refused() -> None:
     config = MistralConfig(**SMALL, num_key_value_heads=4, sliding_window=8, max_position_embeddings=64)
     with pytest.raises(ModelError, match=r'mistral: layers of type sliding_attention .* rewriter\.name = "none"'):
         WindowScorer(MistralForCausalLM(config))
+
+
+def test_a_model_whose_attention_is_its_own_is_refused() -> None:
+    config = GPTJConfig(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64, rotary_dim=4)
+    with pytest.raises(ModelError, match="gptj: its attention can't be given another form"):
+        WindowScorer(GPTJForCausalLM(config))
+
+
+def test_a_model_whose_positions_depend_on_the_batch_is_refused() -> None:
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    config = Phi3Config(
+        **SMALL,
+        num_key_value_heads=4,
+        max_position_embeddings=64,
+        original_max_position_embeddings=16,
+        rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, **factors},
+        pad_token_id=0,
+    )
+    with pytest.raises(ModelError, match=r"phi3: its positions .*longrope"):
+        WindowScorer(Phi3ForCausalLM(config))
 
 
 def test_a_model_that_changes_its_logits_behind_the_head_is_refused() -> None:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, DynamicCache
 
-from tokensqueeze.engines.attention_kinds import partial_attention
+from tokensqueeze.engines.attention_kinds import partial_attention, positions_depend_on_batch, unserved_options
 from tokensqueeze.errors import ModelError
 
 if TYPE_CHECKING:
@@ -74,6 +74,11 @@ class BranchReader:
             raise ModelError(
                 f"{model.config.model_type}: layers of type {', '.join(partial)} see a part of the context, and a step's KL is "
                 'taken with all of it in sight, so it would be wrong; choose another model, or rewriter.name = "none"'
+            )
+        if positions_depend_on_batch(model.config):
+            raise ModelError(
+                f"{model.config.model_type}: its positions are encoded by what else is read with them (longrope), so branches "
+                'would be scored wrongly; choose another model, or rewriter.name = "none"'
             )
         if not model._supports_attention_backend:
             raise ModelError(
@@ -182,9 +187,8 @@ def _branch_attention(
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend branch by branch; transformers' attention interface. Returns [1, N, H, E]."""
-    unknown = [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]
-    if unknown:
-        raise ModelError(f"{type(module).__name__}: attention with {', '.join(unknown)} can't be scored; choose another model")
+    if unserved := unserved_options(options):
+        raise ModelError(f"{type(module).__name__}: attention with {', '.join(unserved)} can't be scored; choose another model")
     packed, layer = _current.get(), module.layer_idx
     assert isinstance(layer, int) and layer == len(packed.keys)
     packed.keys.append(key_1KNE)
