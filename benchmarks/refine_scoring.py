@@ -15,7 +15,7 @@ no GPU ran. In a run, draws for `kl_bound` stop at the step's length and cost le
 
 Peak memory is that of a process of its own with a vocabulary of 152 k, a trace of 9 k tokens and 64 candidates of which none
 fails, over the peak of one forward pass over that trace with the logits of one position; weights are in both, and taken off
-both for `peak_memory_ratio_over_weights`.
+both for `peak_memory_ratio_over_weights`; `peak_memory_ratio_all_logits` is over a forward pass that gives all its logits.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory measurement out")
     parser.add_argument("--work-dir", type=Path, default=Path("runs/refine_scoring"))
-    parser.add_argument("--measure-memory", choices=["weights", "forward", "scorer"], help=argparse.SUPPRESS)
+    parser.add_argument("--measure-memory", choices=["weights", "forward", "all logits", "scorer"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure_memory:
         print(json.dumps({"bytes": peak_bytes(arguments.measure_memory)}))
@@ -251,7 +251,7 @@ def _now(model: "PreTrainedModel") -> float:
 
 def peak_memory(console: Console) -> dict[str, float]:
     peaks: dict[str, int] = {}
-    for what in ("weights", "forward", "scorer"):
+    for what in ("weights", "forward", "all logits", "scorer"):
         command = [sys.executable, "-m", "benchmarks.refine_scoring", "--measure-memory", what]
         peaks[what] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["bytes"]
         console.print(f"peak memory, {what}: {peaks[what] / 2**30:.2f} GiB{'' if what == 'weights' else ', weights included'}")
@@ -259,6 +259,7 @@ def peak_memory(console: Console) -> dict[str, float]:
     return {
         "peak_memory_ratio": round(peaks["scorer"] / peaks["forward"], 3),
         "peak_memory_ratio_over_weights": round(over["scorer"] / over["forward"], 3),
+        "peak_memory_ratio_all_logits": round(peaks["scorer"] / peaks["all logits"], 3),
     }
 
 
@@ -283,8 +284,8 @@ def peak_bytes(what: str) -> int:
     )
     model = Qwen3ForCausalLM(config).eval()
     token_ids = torch.randint(0, config.vocab_size, (9000,)).tolist()
-    if what == "forward":
-        model(input_ids=torch.tensor([token_ids]), logits_to_keep=1)
+    if what in ("forward", "all logits"):
+        model(input_ids=torch.tensor([token_ids]), logits_to_keep=1 if what == "forward" else 0)
     elif what == "scorer":
         scorer = WindowScorer(model)
         trace = scorer.read_trace(token_ids)
