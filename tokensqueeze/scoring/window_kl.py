@@ -92,7 +92,7 @@ class WindowScorer:
     `growth` times as long, and so on. `max_batch_tokens`: tokens of one forward pass.
     """
 
-    def __init__(self, model: "PreTrainedModel", *, max_batch_tokens: int = 2048, first_positions: int = 16, growth: int = 4):
+    def __init__(self, model: "PreTrainedModel", *, max_batch_tokens: int = 2048, first_positions: int = 8, growth: int = 2):
         self._reader, self._head = BranchReader(model), plain_lm_head(model)
         self._max_batch_tokens, self._first_positions, self._growth = max_batch_tokens, first_positions, growth
         self._new: deque[Window] = deque()
