@@ -88,8 +88,8 @@ class Window:
 class WindowScorer:
     """Scores windows, as many together as fit; `advance` reads one batch.
 
-    `first_positions`: how much of a window is read before candidates are sorted out for the first time; the next piece is
-    `growth` times as long, and so on. `max_batch_tokens`: tokens of one forward pass.
+    `first_positions`: how much of a window is read before candidates are sorted out for the first time; from then on, what has
+    been read is made `growth` times as long each time. `max_batch_tokens`: tokens of one forward pass.
     """
 
     def __init__(self, model: "PreTrainedModel", *, max_batch_tokens: int = 2048, first_positions: int = 8, growth: int = 2):
