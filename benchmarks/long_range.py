@@ -11,13 +11,12 @@ are means per token, so that in the first the window's own tokens count, too.
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from benchmarks.refinement_cases import Case, CaseSettings, make_cases, source_of
+from benchmarks.refinement_cases import Case, add_case_arguments, case_settings, make_cases, source_of
 from tokensqueeze.config import KLBound, Reliable
 from tokensqueeze.engines.checkpoint import context_length
 from tokensqueeze.rewriters.decide import rule_of
@@ -31,31 +30,14 @@ RULES: Mapping[str, KLBound | Reliable] = {"kl_bound": KLBound(), "reliable": Re
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="demo", help="a Hugging Face model directory")
-    parser.add_argument("--problems", default="demo:train", help="a JSONL or Parquet file of problems")
-    parser.add_argument("--traces", type=int, default=96)
-    parser.add_argument("--steps-per-trace", type=int, help="evenly spaced ones; default: all")
+    add_case_arguments(parser, traces=96, candidates=32, work_dir="runs/long_range")
     parser.add_argument("--rules", nargs="+", choices=list(RULES), default=list(RULES), help="kl_bound alone draws less")
-    parser.add_argument("--candidates", type=int, default=32, help="K, draws per step")
     parser.add_argument("--windows", type=int, nargs="+", default=[16, 32, 64], help="T, in tokens")
     parser.add_argument("--kl-bound", type=float, default=0.005)
-    parser.add_argument("--min-tokens", type=int, default=1, help="leave shorter traces out")
-    parser.add_argument("--max-tokens", type=int, default=512, help="longest trace sampled")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--work-dir", type=Path, default=Path("runs/long_range"))
     arguments = parser.parse_args()
     console = Console(width=140)
     console.print((__doc__ or "").partition("\n")[0], style="bold")
-    settings = CaseSettings(
-        model=arguments.model,
-        problems=arguments.problems,
-        num_traces=arguments.traces,
-        steps_per_trace=arguments.steps_per_trace,
-        num_candidates=arguments.candidates,
-        min_tokens=arguments.min_tokens,
-        max_tokens=arguments.max_tokens,
-        threads=arguments.threads,
-    )
+    settings = case_settings(arguments)
     console.print(f"sampling traces and drawing candidates, or reading them from {arguments.work_dir} …")
     # Draws that are not cut at the step's length serve both rules.
     rules = [RULES[name] for name in arguments.rules]

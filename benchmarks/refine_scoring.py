@@ -27,7 +27,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,7 +34,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from benchmarks.naive_scoring import one_by_one, padded
-from benchmarks.refinement_cases import Case, CaseSettings, make_cases, source_of
+from benchmarks.refinement_cases import Case, add_case_arguments, case_settings, make_cases, source_of
 from tokensqueeze.config import KLBound, Reliable
 from tokensqueeze.engines.checkpoint import context_length
 from tokensqueeze.rewriters.choice import Choice, Judged, Rule, answered
@@ -56,21 +55,13 @@ Score = Callable[["PreTrainedModel", Sequence[int], Span, Sequence[Sequence[int]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="demo", help="a Hugging Face model directory")
-    parser.add_argument("--problems", default="demo:train", help="a JSONL or Parquet file of problems")
-    parser.add_argument("--traces", type=int, default=12)
-    parser.add_argument("--steps-per-trace", type=int, help="evenly spaced ones; default: all")
-    parser.add_argument("--candidates", type=int, default=64, help="K, draws per step")
+    add_case_arguments(parser, traces=12, candidates=64, work_dir="runs/refine_scoring")
     parser.add_argument("--window", type=int, default=64, help="T, in tokens")
     parser.add_argument("--kl-bound", type=float, default=0.005)
-    parser.add_argument("--min-tokens", type=int, default=1, help="leave shorter traces out")
-    parser.add_argument("--max-tokens", type=int, default=512, help="longest trace sampled")
     parser.add_argument("--compared-steps", type=int, default=60, help="steps on which naive and padded are timed")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory measurement out")
-    parser.add_argument("--work-dir", type=Path, default=Path("runs/refine_scoring"))
     parser.add_argument("--measure-memory", choices=["weights", "forward", "all logits", "scorer"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure_memory:
@@ -91,17 +82,7 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Return each rule's figures."""
-    settings = CaseSettings(
-        model=arguments.model,
-        problems=arguments.problems,
-        num_traces=arguments.traces,
-        steps_per_trace=arguments.steps_per_trace,
-        num_candidates=arguments.candidates,
-        min_tokens=arguments.min_tokens,
-        max_tokens=arguments.max_tokens,
-        threads=arguments.threads,
-        dtype=arguments.dtype,
-    )
+    settings = case_settings(arguments, dtype=arguments.dtype)
     console.print(f"sampling traces and drawing candidates, or reading them from {arguments.work_dir} …")
     cases = make_cases(settings, Reliable(), arguments.work_dir)
     source = source_of(settings)

@@ -1,5 +1,6 @@
 """Traces that a model wrote, some of their steps, and K draws for each: what refinement benchmarks work on."""
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,33 @@ class CaseSettings:
     dtype: str = "float32"
     shortest_correct_of: int | None = None
     """Draw so many samples per problem and take the shortest correct one; none: one sample, right or wrong."""
+
+
+def add_case_arguments(parser: argparse.ArgumentParser, *, traces: int, candidates: int, work_dir: str) -> None:
+    """Add the options that say which traces and draws a benchmark works on, with its own defaults."""
+    parser.add_argument("--model", default="demo", help="a Hugging Face model directory")
+    parser.add_argument("--problems", default="demo:train", help="a JSONL or Parquet file of problems")
+    parser.add_argument("--traces", type=int, default=traces)
+    parser.add_argument("--steps-per-trace", type=int, help="evenly spaced ones; default: all")
+    parser.add_argument("--candidates", type=int, default=candidates, help="K, draws per step")
+    parser.add_argument("--min-tokens", type=int, default=1, help="leave shorter traces out")
+    parser.add_argument("--max-tokens", type=int, default=512, help="longest trace sampled")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--work-dir", type=Path, default=Path(work_dir))
+
+
+def case_settings(arguments: argparse.Namespace, *, dtype: str = "float32") -> CaseSettings:
+    return CaseSettings(
+        model=arguments.model,
+        problems=arguments.problems,
+        num_traces=arguments.traces,
+        steps_per_trace=arguments.steps_per_trace,
+        num_candidates=arguments.candidates,
+        min_tokens=arguments.min_tokens,
+        max_tokens=arguments.max_tokens,
+        threads=arguments.threads,
+        dtype=dtype,
+    )
 
 
 @dataclass(frozen=True)
