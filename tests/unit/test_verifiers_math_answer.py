@@ -33,6 +33,10 @@ def equivalent(gold_answer: str, answer: str) -> bool:
     match answer:
         case "exit":
             os._exit(3)
+        case "exit once":
+            if not (marker := Path(gold_answer)).exists():
+                marker.touch()
+                os._exit(3)
         case "sleep":
             time.sleep(600)
         case "raise":
@@ -183,6 +187,13 @@ def test_a_child_that_died_while_idle_costs_nothing():
         while Path(f"/proc/{child}/stat").read_text().split()[2] != "Z":
             time.sleep(0.01)
         assert outcomes(verifier.judge([completion("b", "gold")])) == [("correct", None)]
+
+
+def test_a_child_killed_at_work_from_outside_costs_no_item(tmp_path: Path):
+    items = [completion(answer, str(tmp_path / "marker")) for answer in ("a", "exit once", "b")]
+    with misbehaving() as verifier:
+        assert outcomes(verifier.judge(items)) == 3 * [("correct", None)]
+    assert (tmp_path / "marker").exists()
 
 
 def test_children_are_kept_between_calls_and_gone_at_the_end():

@@ -58,8 +58,8 @@ class MathVerifier(AbstractContextManager["MathVerifier"]):
     def judge(self, items: Sequence[Answered]) -> list[Judgement]:
         """Return one judgement per item, in order; `timeout_seconds` is the longest time any one may take.
 
-        Equal answers to equal gold answers are compared once. Raises `MissingPackageError` or `StageError` where no
-        child can start. Not for several threads at once.
+        Equal answers to equal gold answers are compared once, and again where the child died over them. Raises
+        `MissingPackageError` or `StageError` where no child can start. Not for several threads at once.
         """
         answers = [None if item.finish_reason == "length" else extract_answer(item.text, self._think_end) for item in items]
         hard = {
@@ -73,6 +73,7 @@ class MathVerifier(AbstractContextManager["MathVerifier"]):
     def _compare(self, questions: Sequence[Question]) -> dict[Question, bool | str]:
         """Return for each question whether the answers are the same, or the cause why that is not known."""
         waiting, outcomes, failed_starts = deque(questions), dict[Question, bool | str](), 0
+        crashed_once = set[Question]()
         try:
             while len(outcomes) < len(questions):
                 while len(self._children) < min(self._processes, len(questions) - len(outcomes)):
@@ -82,7 +83,11 @@ class MathVerifier(AbstractContextManager["MathVerifier"]):
                     question, outcome = child.question, child.outcome()
                     if not child.alive:
                         self._children.remove(child)
-                    if question is not None:
+                    if question is not None and outcome == "crash" and question not in crashed_once:
+                        # The child may have been dying before it was asked, or been killed from outside.
+                        crashed_once.add(question)
+                        waiting.append(question)
+                    elif question is not None:
                         outcomes[question] = outcome
                     elif child.alive:
                         failed_starts = 0
