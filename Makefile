@@ -47,7 +47,7 @@ clean: ## remove environments, caches and builds; runs/ stays
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(call make_venv,.venv)
-	.venv/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[run,dev]'
+	.venv/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[run,lora,dev]'
 	@touch $@
 
 # vLLM's CPU build pins torch like `run`, but an older transformers. Its audio, image and video packages link against

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tokensqueeze.errors import SettingsError
 
@@ -175,26 +175,57 @@ class DPO(Section):
     beta: float = Field(default=0.1, gt=0)
 
 
-class DPOLengthSFT(Section):
-    name: Literal["dpo_length_sft"] = "dpo_length_sft"
+class LengthMargin(Section):
     beta: float = Field(default=0.1, gt=0)
     length_weight: float = Field(default=1.0, ge=0)
     """λ, the weight of log(ℓ(rejected)/ℓ(chosen)) in the margin."""
     length_margin: Literal["target", "bonus"] = "target"
     """`target`: the margin is demanded (−λ·log ratio, as derived); `bonus`: it is granted (+)."""
+
+
+class DPOLength(LengthMargin):
+    name: Literal["dpo_length"] = "dpo_length"
+
+
+class DPOLengthSFT(LengthMargin):
+    name: Literal["dpo_length_sft"] = "dpo_length_sft"
     dpo_weight: float = Field(default=0.5, ge=0, le=1)
     """η: the loss is η·DPO-L + (1 − η)·SFT."""
 
 
-ObjectiveSettings = Annotated[SFT | DPO | DPOLengthSFT, Field(discriminator="name")]
+class SimPO(Section):
+    name: Literal["simpo"] = "simpo"
+    beta: float = Field(default=2.0, gt=0)
+    """Of the reward β·(mean log-probability per token)."""
+    gamma: float = Field(default=1.0, ge=0)
+    """γ, by how much the chosen reward should exceed the rejected one."""
+
+
+ObjectiveSettings = Annotated[SFT | DPO | DPOLength | DPOLengthSFT | SimPO, Field(discriminator="name")]
+
+
+class LoRASettings(Section):
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32, gt=0)
+    """An adapter's product is added alpha/rank times."""
+    target_modules: str | list[str] = "all-linear"
+    """Names of the linear layers that get adapters, such as q_proj; `all-linear`: all of them but the LM head."""
+
+    @field_validator("target_modules")
+    @classmethod
+    def _all_or_some(cls, value: str | list[str]) -> str | list[str]:
+        if not value or (isinstance(value, str) and value != "all-linear"):
+            raise ValueError('write "all-linear", or a list of names')
+        return value
 
 
 class TrainingSettings(Section):
     learning_rate: float = Field(default=5e-6, gt=0)
     batch_size: int = Field(default=128, ge=1)
     """Pairs per optimiser step, over all workers."""
-    micro_batch_size: int = Field(default=1, ge=1)
-    """Pairs per forward pass and worker."""
+    micro_batch_tokens: int = Field(default=20_000, ge=1)
+    """Tokens that one worker reads in one forward pass, both sides of its pairs with their prompt once; a longer pair is
+    read alone. Less takes less memory and, up to rounding, gives the same model."""
     epochs: int = Field(default=1, ge=1)
     warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -203,19 +234,54 @@ class TrainingSettings(Section):
     max_length: int = Field(default=9000, ge=1)
     """Prompt and completion together; a pair with a longer side is left out whole, and counted."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    lora: LoRASettings | None = None
+    """Train low-rank adapters alone, merged at export; without a section [training.lora], all parameters are trained."""
     zero_stage: Literal[0, 1, 2, 3] = 2
+    """What DeepSpeed cuts by the number of workers: nothing; optimiser states (1); gradients too (2); parameters too (3)."""
+    offload: Literal["none", "optimizer", "optimizer_and_parameters"] = "none"
+    """What waits in the CPU's memory while the GPU has no use for it: optimiser states from stage 1, parameters at 3."""
+    gradient_checkpointing: bool = True
+    """Keep each layer's input alone and compute the rest again in the backward pass: a third more work for most of the
+    activations' memory."""
     num_workers: int = Field(default=1, ge=1)
+    min_workers: int | None = Field(default=None, ge=1)
+    """Start, or go on after a loss, with as few workers as this where the cluster has no more. Once a minute Ray Train looks
+    whether it has, and starts again with up to `num_workers` from the newest checkpoint. None: wait for all."""
+    max_failures: int = Field(default=3, ge=0)
+    """How often workers that died are replaced before training gives up. Nodes that are taken away don't count."""
     gpus_per_worker: float = Field(default=0, ge=0)
     checkpoint_every: int = Field(default=50, ge=1)
     """Optimiser steps between checkpoints."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """How many of the last checkpoints are kept, beside the one of the best dev accuracy."""
+    export: Literal["last", "best"] = "last"
+    """Which step's weights become the model: the last one's, or those of the best dev accuracy. `best` also saves a checkpoint
+    wherever dev accuracy is measured."""
     dev_every: int = Field(default=50, ge=1)
     """Optimiser steps between looks at the dev accuracy."""
     dev_problems: int = Field(default=64, ge=1)
     """Dev problems decoded, greedily, at each look."""
     dev_max_tokens: int = Field(default=8192, ge=1)
     max_dev_accuracy_drop: float = Field(default=0.2, gt=0, le=1)
-    """Training stops when dev accuracy falls this far below the base model's."""
+    """Training stops when dev accuracy falls this far below the base model's; it warns at half of it, as the next two do."""
+    max_chosen_drop: float = Field(default=0.2, gt=0)
+    """Training stops when the chosen completions' log-probability, averaged over eight steps, has fallen this far below the
+    base model's, in nats per token: text that should become likely becomes unlikely."""
+    max_rejected_drop: float = Field(default=1.0, gt=0)
+    """The same for rejected completions, which are meant to fall, but not without end; a small objective.beta wants more."""
+    trackers: Literal["auto"] | list[Literal["tensorboard", "wandb", "mlflow"]] = "auto"
+    """Who else gets the training log's figures. TensorBoard finds them in `tensorboard` beside the log; `auto` adds Weights &
+    Biases and MLflow where they are installed."""
     seed: int = 0
+
+    def decisive(self) -> dict[str, Any]:
+        """Return the settings that weights and figures depend on: the rest says what is saved, shown or watched, and where."""
+        watching = {"max_dev_accuracy_drop", "max_chosen_drop", "max_rejected_drop", "trackers"}
+        saving = {"checkpoint_every", "keep_checkpoints"}
+        spreading = {"num_workers", "min_workers", "max_failures", "gpus_per_worker"}
+        # Nor how the work is cut up, which is a matter of rounding.
+        cutting = {"micro_batch_tokens", "gradient_checkpointing"}
+        return self.model_dump(exclude=watching | saving | spreading | cutting)
 
 
 class EvaluationSettings(Section):
@@ -343,9 +409,13 @@ def mistakes_text(mistakes: Iterable[str]) -> str:
 def _clashes(settings: Settings) -> Iterable[str]:
     """Yield what is wrong between settings that are each right."""
     training, engine, resources = settings.training, settings.engine, settings.resources
-    per_step = training.micro_batch_size * training.num_workers
-    if training.batch_size % per_step:
-        yield (f"training.batch_size: {training.batch_size} is not a multiple of micro_batch_size × num_workers = {per_step}")
+    needed = {"none": 0, "optimizer": 1, "optimizer_and_parameters": 3}[training.offload]
+    if training.zero_stage < needed:
+        yield f"training.offload: {training.offload!r} needs training.zero_stage = {needed} or more"
+    if training.min_workers and training.min_workers > training.num_workers:
+        yield f"training.min_workers: {training.min_workers} is over training.num_workers = {training.num_workers}"
+    if training.export == "best" and settings.problems.dev is None:
+        yield 'training.export: "best" needs dev problems to tell by; set problems.dev, or export the last'
     if settings.evaluation.max_tokens > settings.evaluation.token_budget:
         yield (
             f"evaluation.max_tokens: {settings.evaluation.max_tokens} is over evaluation.token_budget = "

@@ -57,12 +57,7 @@ class RunConsole:
         self._show(progress.stage, progress.shards_done, progress.num_shards, details)
 
     def training_progress(self, progress: TrainingProgress) -> None:
-        details = f"loss {progress.loss:.4f}"
-        if progress.dev_accuracy is not None:
-            details += f"  dev accuracy {progress.dev_accuracy:.1%}"
-        if progress.tokens_per_second:
-            details += f"  {progress.tokens_per_second:,.0f} tokens/s"
-        self._show(_TRAINING, progress.step, progress.steps, details)
+        self._show(_TRAINING, progress.step, progress.steps, training_details(progress), progress.seconds_left)
 
     def stage_done(self, record: StageRecord) -> None:
         shown = self._shown.pop(record.stage)
@@ -91,15 +86,15 @@ class RunConsole:
             _Details(),
             TimeElapsedColumn(),
             TextColumn("left"),
-            TimeRemainingColumn(),
+            _TimeLeft(),
             console=self.console,
             transient=True,
         )
 
-    def _show(self, stage: str, done: int, total: int, details: str) -> None:
+    def _show(self, stage: str, done: int, total: int, details: str, seconds_left: float | None = None) -> None:
         shown = self._shown[stage]
         if self._progress and shown.bar is not None:
-            self._progress.update(shown.bar, completed=done, total=total, details=details)
+            self._progress.update(shown.bar, completed=done, total=total, details=details, seconds_left=seconds_left)
             return
         if shown.first_shards is None:
             shown.first_shards = done
@@ -108,8 +103,10 @@ class RunConsole:
             return
         shown.last_line = now
         fresh = done - shown.first_shards
-        left = f", {(now - shown.started) / fresh * (total - done):.0f} s left" if fresh else ""
-        self.console.print(f"{shown.title}: {done}/{total}  {details}{left}", markup=False)
+        if seconds_left is None and fresh:
+            seconds_left = (now - shown.started) / fresh * (total - done)
+        left = f", {_time(seconds_left)} left" if seconds_left is not None else ""
+        self.console.print(f"{shown.title}: {done}/{total}  {details}{left}", markup=False, soft_wrap=True)
 
     def _stop(self) -> None:
         if self._progress:
@@ -120,3 +117,36 @@ class RunConsole:
 class _Details(ProgressColumn):
     def render(self, task: Task) -> Text:
         return Text(str(task.fields.get("details", "")))
+
+
+class _TimeLeft(TimeRemainingColumn):
+    """The time left that a stage tells itself, else the bar's own estimate."""
+
+    def render(self, task: Task) -> Text:
+        seconds = task.fields.get("seconds_left")
+        return super().render(task) if seconds is None else Text(_time(seconds), style="progress.remaining")
+
+
+def training_details(progress: TrainingProgress) -> str:
+    """Return what there is to know after a step; rewards are those of the chosen and of the rejected side."""
+    parts = [f"loss {progress.loss:.4f}"]
+    if progress.margin is not None:
+        parts.append(f"margin {progress.margin:.2f}")
+    if progress.chosen_reward is not None and progress.rejected_reward is not None:
+        parts.append(f"rewards {progress.chosen_reward:+.2f} {progress.rejected_reward:+.2f}")
+    if progress.preference_accuracy is not None:
+        parts.append(f"preferred {progress.preference_accuracy:.0%}")
+    if progress.dev_accuracy is not None:
+        parts.append(f"dev accuracy {progress.dev_accuracy:.1%}")
+    if progress.tokens_per_second:
+        parts.append(f"{progress.tokens_per_second:,.0f} tokens/s")
+    if progress.max_memory_bytes:
+        parts.append(f"{progress.max_memory_bytes / 2**30:.1f} GiB")
+    return "  ".join(parts)
+
+
+def _time(seconds: float) -> str:
+    """8.2 → `8 s`; 95 → `95 s`; 5400 → `90 min`; 90000 → `25.0 h`."""
+    if seconds < 300:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3 * 3600 else f"{seconds / 3600:.1f} h"

@@ -149,13 +149,15 @@ def test_all_mistakes_are_listed_at_once_and_none_loses_its_section_to_a_choices
 
 def test_settings_that_clash_are_told_with_both_values() -> None:
     found = mistakes(
-        training={"batch_size": 10, "micro_batch_size": 2, "num_workers": 2},
+        training={"offload": "optimizer_and_parameters", "zero_stage": 2, "min_workers": 3, "num_workers": 2, "export": "best"},
         evaluation={"max_tokens": 500, "token_budget": 400},
         engine={"kind": "vllm", "tensor_parallel_size": 4},
         resources={"gpus_per_worker": 2},
     )
     assert found == [
-        "training.batch_size: 10 is not a multiple of micro_batch_size × num_workers = 4",
+        "training.offload: 'optimizer_and_parameters' needs training.zero_stage = 3 or more",
+        "training.min_workers: 3 is over training.num_workers = 2",
+        'training.export: "best" needs dev problems to tell by; set problems.dev, or export the last',
         "evaluation.max_tokens: 500 is over evaluation.token_budget = 400; a trace longer than the budget has no place "
         "under the curve",
         "engine.tensor_parallel_size: 4 GPUs, but resources.gpus_per_worker = 2",
@@ -166,7 +168,7 @@ def test_settings_that_just_fit_do_not_clash() -> None:
     settings = check_settings(
         WHOLE
         | {
-            "training": {"batch_size": 12, "micro_batch_size": 2, "num_workers": 2},
+            "training": {"batch_size": 12, "num_workers": 5, "offload": "optimizer", "zero_stage": 1},
             "evaluation": {"max_tokens": 400, "token_budget": 400},
             "engine": {"kind": "vllm", "tensor_parallel_size": 2},
             "resources": {"gpus_per_worker": 2},

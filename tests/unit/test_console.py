@@ -99,6 +99,38 @@ def test_training_shows_loss_accuracy_and_speed_where_they_are_known(clock: Cloc
     ]
 
 
+def test_training_shows_margin_rewards_preference_and_memory_and_its_own_time_left(clock: Clock) -> None:
+    console, written = console_on(terminal=False)
+    console.stage_started("model", 8, 10)
+    clock.now += 20
+    progress = TrainingProgress(
+        step=11,
+        steps=40,
+        loss=0.5,
+        dev_accuracy=0.8125,
+        tokens_per_second=1500.4,
+        margin=0.523,
+        chosen_reward=0.312,
+        rejected_reward=-0.211,
+        preference_accuracy=0.875,
+        max_memory_bytes=5 * 2**29,
+        seconds_left=5400.0,
+    )
+    console.training_progress(progress)
+    assert written.getvalue().splitlines()[1:] == [
+        "[8/10] model: 11/40  loss 0.5000  margin 0.52  rewards +0.31 -0.21  preferred 88%  dev accuracy 81.2%  "
+        "1,500 tokens/s  2.5 GiB, 90 min left"
+    ]
+
+
+def test_terminal_shows_the_time_left_that_training_tells() -> None:
+    console, written = console_on(terminal=True)
+    console.stage_started("model", 8, 10)
+    console.training_progress(TrainingProgress(11, 40, 0.5, None, 0.0, seconds_left=36000.0))
+    console.close()
+    assert "10.0 h" in plain_text(written)
+
+
 def test_what_was_done_before_and_what_was_kept_is_told() -> None:
     console, written = console_on(terminal=False)
     console.stage_started("selected_traces", 3, 10)

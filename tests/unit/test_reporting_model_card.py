@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from tokensqueeze.config import Settings
+from tokensqueeze.config import LoRASettings, Settings, TrainingSettings
 from tokensqueeze.methods import METHODS, settings_from
 from tokensqueeze.reporting.model_card import model_card
 
@@ -53,8 +53,9 @@ def card(base_model: str = "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", **replaced
     return model_card(**values | replaced)
 
 
-def settings(path: str, method: str = "tokensqueeze") -> Settings:
-    return settings_from({"method": method, "model": {"path": path}, "problems": {"train": {"path": "train.jsonl"}}})
+def settings(path: str, method: str = "tokensqueeze", objective: str = "") -> Settings:
+    values = {"method": method, "model": {"path": path}, "problems": {"train": {"path": "train.jsonl"}}}
+    return settings_from(values | ({"objective": {"name": objective}} if objective else {}))
 
 
 def front_matter(text: str) -> dict[str, Any]:
@@ -79,6 +80,14 @@ def test_names_the_objective_that_was_used() -> None:
     text = card(settings=settings("models/own", "shortest_sft"))
     assert "sft" in front_matter(text)["tags"] and "dpo" not in front_matter(text)["tags"]
     assert "- rewriter: `none`\n" in text
+    assert "simpo" in front_matter(card(settings=settings("models/own", objective="simpo")))["tags"]
+
+
+def test_says_which_parameters_were_trained() -> None:
+    assert "bfloat16, all parameters\n" in card()
+    lora = TrainingSettings(lora=LoRASettings(rank=8, alpha=16, target_modules=["q_proj", "v_proj"]))
+    text = card(settings=settings("models/own").model_copy(update={"training": lora}))
+    assert "bfloat16, LoRA of rank 8 and alpha 16 on `q_proj`, `v_proj`, merged into these weights\n" in text
 
 
 def test_holds_the_figures_of_the_evaluation_and_the_counts() -> None:

@@ -16,7 +16,7 @@ from tokensqueeze.methods import METHODS, settings_from
 from tokensqueeze.metrics.evaluation import evaluation_json
 from tokensqueeze.reporting.charts import Chart
 from tokensqueeze.reporting.report_data import ReportData, StageRecord
-from tokensqueeze.reporting.run_charts import evaluation_charts, refinement_charts
+from tokensqueeze.reporting.run_charts import evaluation_charts, refinement_charts, training_charts
 from tokensqueeze.reporting.run_report import report_html, write_report
 from tokensqueeze.schema import (
     Decoding,
@@ -75,6 +75,33 @@ def test_counts_the_rewritten_steps(data: ReportData, page: "Page") -> None:
     rewritten = sum(decision.kept_text != decision.original_text for decision in decisions)
     assert f"{rewritten} steps; " in page.sections["refinement"]
     assert f"{100 * rewritten / len(decisions):.1f} %" in page.sections["refinement"]
+
+
+def test_tells_what_training_used_and_left_out_and_what_it_took(page: "Page") -> None:
+    section = page.sections["training"]
+    assert "320pairs used4 left out: both sides the same17 left out: too long" in section
+    # 80 steps of 4,000 tokens in 1.25 seconds each.
+    assert "80optimiser steps" in section
+    assert "320,000tokens read3,200 per second" in section
+    assert "1 min 40 sin steps" in section
+    assert "1.5 GiBmost memory of a worker" in section
+    assert "step 80: chosen log-probabilities <fall>" in section
+
+
+def test_draws_loss_rewards_norm_preference_and_the_dev_problems_over_the_steps(data: ReportData, page: "Page") -> None:
+    drawn = {chart.name: chart for chart in training_charts(data)}
+    assert list(drawn) == ["loss", "logps", "rewards", "preference", "gradient", "dev-accuracy", "dev-length"]
+    assert {f"chart-{name}" for name in drawn} <= set(page.ids)
+    assert drawn["rewards"].headers == ("optimiser step", "chosen", "rejected", "margin")
+    assert drawn["rewards"].rows[-1] == (80, 0.8, -1.2, 2.0)
+    assert drawn["gradient"].rows[-1] == (80, 1.0)
+
+
+def test_log_of_an_objective_without_margin_has_no_chart_of_rewards(data: ReportData) -> None:
+    absent = ("chosen_reward", "rejected_reward", "margin", "preference_accuracy", "ref_chosen_logps")
+    log = [{**row, **dict.fromkeys(absent)} if "loss" in row else row for row in data.training_log]
+    names = [chart.name for chart in training_charts(replace(data, training_log=log))]
+    assert names == ["loss", "logps", "gradient", "dev-accuracy", "dev-length"]
 
 
 def test_marks_the_words_that_a_step_lost(data: ReportData) -> None:
@@ -276,7 +303,7 @@ def test_the_same_data_give_the_same_bytes(data: ReportData, page: "Page") -> No
 
 def test_stays_small_for_long_traces_and_long_logs(data: ReportData) -> None:
     long = [replace(trace, text="step\n\n" * 20_000 + trace.text, num_tokens=40_000) for trace in data.base_evaluation]
-    log = [{**row, "step": step} for step in range(1, 20_001) for row in data.training_log[:2]]
+    log = [{**row, "step": step} for step in range(1, 20_001) for row in data.training_log[1:3]]
     assert len(report_html(replace(data, base_evaluation=long, training_log=log)).encode()) < 1_500_000
 
 
@@ -630,8 +657,8 @@ def pair_of(trace: VerifiedTrace) -> ScoredPair:
     )
 
 
-def training_log(rng: random.Random) -> list[dict[str, float | None]]:
-    rows: list[dict[str, float | None]] = []
+def training_log(rng: random.Random) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = [{"step": 0, "pairs": 320, "left_out": {"both sides the same": 4, "too long": 17}}]
     for step in range(1, 81):
         if step in (1, 20, 40, 60, 80):
             rows.append({"step": 0 if step == 1 else step, "dev_accuracy": 0.84 + 0.001 * step, "dev_length": 150 - step})
@@ -647,12 +674,16 @@ def training_log(rng: random.Random) -> list[dict[str, float | None]]:
                 "rejected_logps": -30 - 12 * done + rng.gauss(0, 2),
                 "ref_chosen_logps": -20 + rng.gauss(0, 1),
                 "ref_rejected_logps": -30 + rng.gauss(0, 1),
+                "chosen_reward": 0.8 * done,
+                "rejected_reward": -1.2 * done,
                 "margin": 2 * done,
                 "preference_accuracy": min(1.0, 0.5 + 0.5 * done + rng.gauss(0, 0.05)),
                 "grad_norm": 1.0,
                 "learning_rate": 2e-4 * (1 - done),
                 "tokens": 4000,
-                "seconds": 1.2,
+                "seconds": 1.25,
+                "max_memory_bytes": 3 * 2**29 - 1000 * (80 - step),
             }
         )
+    rows.append({"step": 80, "alarm": "chosen", "warning": "step 80: chosen log-probabilities <fall>"})
     return rows

@@ -1,17 +1,29 @@
-"""Which checkpoints count, what an export must hold, and when accuracy has collapsed."""
+"""Which checkpoints count, are kept and are gone back to, and when accuracy has collapsed."""
 
+import errno
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from tokensqueeze.config import SFT, TrainingSettings
 from tokensqueeze.errors import TrainingError
-from tokensqueeze.tables import write_json
-from tokensqueeze.training.checkpoints import MARKER, newest_checkpoint, remove_incomplete
+from tokensqueeze.schema import Problem, ScoredPair
+from tokensqueeze.tables import Table, write_json
+from tokensqueeze.training import training_log
+from tokensqueeze.training.checkpoints import (
+    MARKER,
+    Checkpoint,
+    best_checkpoint,
+    complete_checkpoints,
+    go_back,
+    newest_checkpoint,
+    remove_incomplete,
+    storage_failure,
+    superseded,
+)
 from tokensqueeze.training.dev_accuracy import check_not_collapsed
-from tokensqueeze.training.export import base_dtype, check_same_tensors, export_model, tensor_shapes
+from tokensqueeze.training.job import TrainingJob, job_name
+from tokensqueeze.training.pairs import UsablePairs
 from tokensqueeze.training.training_log import DevRow
 
 
@@ -43,47 +55,94 @@ def test_only_half_written_checkpoints_are_removed(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["step-000050"]
 
 
-def test_export_of_an_untied_bfloat16_model_loads_and_keeps_the_number_type(tmp_path: Path) -> None:
-    base, target = tmp_path / "base", tmp_path / "model"
-    model = _model(tie=False)
-    model.bfloat16().save_pretrained(base)
-    trained = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    with torch.no_grad():
-        for parameter in trained.parameters():
-            parameter += 1
-    export_model(trained, base_dir=base, target_dir=target)
-    assert base_dtype(target) == torch.bfloat16
-    assert tensor_shapes(target) == tensor_shapes(base)
-    loaded = AutoModelForCausalLM.from_pretrained(target)
-    for name, tensor in trained.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], tensor.to(torch.bfloat16)), name
+def test_best_checkpoint_has_the_highest_accuracy_then_the_shortest_completions_then_the_last_step() -> None:
+    def best_of(*looks: tuple[float, float] | None) -> int | None:
+        best = best_checkpoint([_measured(10 * number, look) for number, look in enumerate(looks, start=1)])
+        return best.step if best else None
+
+    assert best_of((0.5, 9.0), (0.75, 80.0), (0.25, 3.0)) == 20
+    assert best_of((0.75, 60.0), (0.75, 50.0), (0.75, 70.0)) == 20
+    assert best_of((0.75, 50.0), (0.75, 50.0), None) == 20
+    assert best_of(None, None) is None
+    assert best_of() is None
 
 
-def test_tied_head_may_be_in_the_base_and_not_in_the_export(tmp_path: Path) -> None:
-    base = tmp_path / "base"
-    model = _model(tie=True)
-    model.save_pretrained(base)
-    weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
-    assert "lm_head.weight" in tensor_shapes(base)
-    export_model(AutoModelForCausalLM.from_pretrained(base), base_dir=base, target_dir=tmp_path / "model")
-    AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+def test_last_two_and_the_best_checkpoint_are_kept() -> None:
+    looks = [None, (0.75, 60.0), None, (0.5, 9.0), None, None]
+    checkpoints = [_measured(10 * number, look) for number, look in enumerate(looks, start=1)]
+    assert [checkpoint.step for checkpoint in superseded(checkpoints, keep=2)] == [10, 30, 40]
+    assert [checkpoint.step for checkpoint in superseded(checkpoints, keep=5)] == [10]
+    assert superseded(checkpoints, keep=6) == []
 
 
-def test_export_without_a_tensor_of_the_base_is_an_error_and_leaves_no_model(tmp_path: Path) -> None:
-    base, target = tmp_path / "base", tmp_path / "model"
-    model = _model(tie=True)
-    model.save_pretrained(base)
-    weights = {name: tensor.clone() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
-    save_file(weights | {"model.extra": torch.zeros(2)}, base / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(TrainingError, match=r"1 are missing \(model\.extra\)"):
-        export_model(model, base_dir=base, target_dir=target)
-    assert not target.exists()
+def test_best_checkpoint_among_the_last_is_not_kept_twice() -> None:
+    checkpoints = [_measured(10, (0.5, 9.0)), _measured(20, (0.75, 9.0)), _measured(30, (0.5, 9.0))]
+    assert [checkpoint.step for checkpoint in superseded(checkpoints, keep=2)] == [10]
 
 
-def test_tensor_of_another_shape_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"0 are missing \(\) and 1 have another shape \(b \[0\] for \[3, 2\]\)"):
-        check_same_tensors({"a": [1], "b": [0]}, base={"a": [1], "b": [3, 2]}, path=tmp_path)
+def test_checkpoint_says_who_saved_it_and_what_dev_accuracy_was_then(tmp_path: Path) -> None:
+    for step, more in ((10, {"num_workers": 4, "dev_accuracy": 0.75, "dev_length": 31.5}), (20, {"num_workers": 2})):
+        _checkpoint(tmp_path, step, complete=True)
+        write_json(tmp_path / f"step-{step:06d}" / MARKER, {"step": step, "job_name": "job"} | more)
+    first, second = complete_checkpoints(tmp_path)
+    assert (first.num_workers, first.dev) == (4, DevRow(10, 0.75, 31.5))
+    assert (second.num_workers, second.dev) == (2, None)
+
+
+def test_start_goes_back_to_the_newest_complete_checkpoint_in_folder_and_log(tmp_path: Path) -> None:
+    job = _job(tmp_path)
+    _checkpoint(job.checkpoints_dir, 2, complete=True)
+    _checkpoint(job.checkpoints_dir, 3, complete=False)
+    for row in (DevRow(0, 1.0, 4.0), DevRow(2, 0.5, 4.0), DevRow(3, 0.5, 4.0)):
+        training_log.append(job.log_path, row)
+    start = go_back(job)
+    assert start is not None
+    assert start.step == 2
+    assert [path.name for path in job.checkpoints_dir.iterdir()] == ["step-000002"]
+    assert [row.step for row in training_log.read(job.log_path)] == [0, 2]
+
+
+def test_start_without_a_checkpoint_empties_the_log(tmp_path: Path) -> None:
+    job = _job(tmp_path)
+    training_log.append(job.log_path, DevRow(0, 1.0, 4.0))
+    assert go_back(job) is None
+    assert training_log.read(job.log_path) == []
+
+
+def test_full_disk_is_told_from_other_failures_whoever_met_it() -> None:
+    assert storage_failure(OSError(errno.ENOSPC, "No space left on device")) == "No space left on device"
+    assert storage_failure(RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")) is not None
+    assert storage_failure(FileNotFoundError(errno.ENOENT, "No such file")) is None
+    assert storage_failure(RuntimeError("Connection closed by peer")) is None
+
+
+def test_checkpoint_is_due_at_its_interval_at_the_end_and_wherever_the_best_could_be(tmp_path: Path) -> None:
+    def due(**settings: object) -> list[int]:
+        job = _job(tmp_path, checkpoint_every=4, dev_every=3, **settings)
+        return [step for step in range(1, 11) if job.saves_after(step, steps=10)]
+
+    assert due() == [4, 8, 10]
+    assert due(export="best") == [3, 4, 6, 8, 9, 10]
+
+
+def test_name_of_a_training_is_the_same_however_it_is_spread_saved_and_exported(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+
+    def name(**settings: object) -> str:
+        usable = UsablePairs(pairs=[], left_out={})
+        job = _job(tmp_path, **settings)
+        return job_name(settings=job.settings, objective=job.objective, model_dir=tmp_path, usable=usable)
+
+    for same in (
+        {"num_workers": 8},
+        {"num_workers": 8, "min_workers": 2},
+        {"micro_batch_tokens": 100},
+        {"checkpoint_every": 3, "keep_checkpoints": 9, "max_failures": 0},
+        {"export": "best"},
+    ):
+        assert name(**same) == name(), same
+    for other in ({"learning_rate": 1e-3}, {"batch_size": 2}, {"zero_stage": 3}, {"dtype": "float32"}, {"dev_every": 7}):
+        assert name(**other) != name(), other
 
 
 def test_accuracy_may_fall_by_as_much_as_allowed_and_no_more() -> None:
@@ -95,22 +154,25 @@ def test_accuracy_may_fall_by_as_much_as_allowed_and_no_more() -> None:
 
 def _checkpoint(folder: Path, step: int, *, complete: bool) -> None:
     path = folder / f"step-{step:06d}"
-    path.mkdir()
+    path.mkdir(parents=True)
     (path / "weights.pt").write_bytes(b"weights")
     if complete:
         write_json(path / MARKER, {"step": step, "job_name": "job"})
 
 
-def _model(*, tie: bool) -> Qwen3ForCausalLM:
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=40,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        tie_word_embeddings=tie,
+def _measured(step: int, look: tuple[float, float] | None) -> Checkpoint:
+    return Checkpoint(Path(f"step-{step:06d}"), step, "job", 1, DevRow(step, *look) if look else None)
+
+
+def _job(folder: Path, **settings: object) -> TrainingJob:
+    return TrainingJob(
+        pairs=Table(folder / "pairs", ScoredPair),
+        settings=TrainingSettings.model_validate(settings),
+        objective=SFT(),
+        model_dir=folder,
+        output_dir=folder,
+        dev_problems=[Problem("p", "q", "1", "q", [1])],
+        dev_max_tokens=8,
+        think_end="</think>",
+        name="job",
     )
-    return Qwen3ForCausalLM(config)

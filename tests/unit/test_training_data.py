@@ -1,6 +1,7 @@
 """Which pairs are used, in which order, by which worker, and as which tensors."""
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,33 @@ def test_pair_with_a_side_over_the_limit_is_left_out_whole(tmp_path: Path) -> No
     table = _table(tmp_path, [_row("a", chosen=2, rejected=5), _row("b", chosen=2, rejected=6)])
     usable = usable_pairs(table, max_length=8, needs_rejected=True)
     assert [pair.pair_id for pair in usable.pairs] == ["a"]
-    assert usable.left_out == ["b"]
+    assert (usable.left_out, usable.left_out_counts) == ({"b": "too long"}, {"too long": 1})
+
+
+def test_pair_that_prefers_a_text_to_itself_is_left_out_unless_one_side_is_all_that_is_needed(tmp_path: Path) -> None:
+    same = dataclasses.replace(_row("a", chosen=2, rejected=2), rejected_token_ids=[2, 2])
+    table = _table(tmp_path, [same, _row("b", chosen=2, rejected=2), _row("c", chosen=2, rejected=90)])
+    usable = usable_pairs(table, max_length=8, needs_rejected=True)
+    assert [pair.pair_id for pair in usable.pairs] == ["b"]
+    assert usable.left_out == {"a": "both sides the same", "c": "too long"}
+    alone = usable_pairs(table, max_length=8, needs_rejected=False)
+    assert ([pair.pair_id for pair in alone.pairs], alone.left_out) == (["a", "b", "c"], {})
+
+
+def test_reference_scores_are_asked_for_only_where_the_objective_needs_them(tmp_path: Path) -> None:
+    row = dataclasses.replace(_row("a", chosen=2, rejected=3), ref_rejected_logps=None)
+    table = _table(tmp_path, [row])
+    (pair,) = usable_pairs(table, max_length=8, needs_rejected=True, needs_reference=False).pairs
+    assert pair.rejected is not None
+    assert (pair.chosen.ref_logps, math.isnan(pair.rejected.ref_logps)) == (-2.0, True)
+    with pytest.raises(TrainingError, match="pair a: ref_rejected_logps is None"):
+        usable_pairs(table, max_length=8, needs_rejected=True)
+
+
+def test_one_pair_is_enough(tmp_path: Path) -> None:
+    usable = usable_pairs(_table(tmp_path, [_row("a", chosen=2, rejected=3)]), max_length=8, needs_rejected=True)
+    (batch,) = batches(usable.pairs, batch_size=128, epochs=1, seed=0)
+    assert [pair.pair_id for pair in batch.pairs] == ["a"]
 
 
 def test_rejected_side_counts_for_nothing_where_it_is_not_needed(tmp_path: Path) -> None:
@@ -35,6 +62,15 @@ def test_rejected_side_counts_for_nothing_where_it_is_not_needed(tmp_path: Path)
 def test_no_pair_within_the_limit_is_an_error_that_names_it(tmp_path: Path) -> None:
     table = _table(tmp_path, [_row("a", chosen=2, rejected=6)])
     with pytest.raises(NoPairsError, match=r"all 1 pairs are longer than training\.max_length = 8; raise it"):
+        usable_pairs(table, max_length=8, needs_rejected=True)
+
+
+def test_no_pair_left_for_two_reasons_is_an_error_that_names_both(tmp_path: Path) -> None:
+    same = dataclasses.replace(_row("a", chosen=2, rejected=2), rejected_token_ids=[2, 2])
+    with pytest.raises(NoPairsError, match="all 1 pairs have the same chosen and rejected completion; pair anew"):
+        usable_pairs(_table(tmp_path / "same", [same]), max_length=8, needs_rejected=True)
+    table = _table(tmp_path / "both", [same, _row("b", chosen=2, rejected=6)])
+    with pytest.raises(NoPairsError, match=r"1 pairs are longer than training\.max_length = 8, 1 have the same"):
         usable_pairs(table, max_length=8, needs_rejected=True)
 
 
@@ -85,28 +121,33 @@ def test_order_follows_from_ids_seed_and_epoch_and_not_from_the_tables_order() -
     assert order(pairs, 1) != [first, second]
 
 
-@given(count=st.integers(1, 30), micro=st.integers(1, 4), workers=st.integers(1, 4))
-def test_workers_share_a_batch_and_take_part_in_every_pass(count: int, micro: int, workers: int) -> None:
+@given(count=st.integers(1, 30), max_tokens=st.integers(1, 60), workers=st.integers(1, 4))
+def test_workers_share_a_batch_and_take_part_in_every_pass(count: int, max_tokens: int, workers: int) -> None:
     (batch,) = batches([_encoded(str(i), chosen=1 + i % 7) for i in range(count)], batch_size=30, epochs=1, seed=0)
-    shares = [micro_batches(batch, micro_batch_size=micro, num_workers=workers, rank=rank) for rank in range(workers)]
+    shares = [micro_batches(batch, max_tokens=max_tokens, num_workers=workers, rank=rank) for rank in range(workers)]
     assert len({len(share) for share in shares}) == 1
     read = [pair.pair_id for share in shares for part in share if not part.filler for pair in part.pairs]
     assert sorted(read) == sorted(pair.pair_id for pair in batch.pairs)
-    assert all(1 <= len(part.pairs) <= micro for share in shares for part in share)
+    for part in (part for share in shares for part in share):
+        assert len(part.pairs) == 1 or sum(pair.num_tokens for pair in part.pairs) <= max_tokens
 
 
-def test_rows_are_padded_on_the_right_with_rejected_sides_below() -> None:
+def test_workers_read_about_as_many_tokens_at_the_same_time_and_in_all() -> None:
+    # A prompt of 3, a rejected side of 3 and 4 to 35 chosen tokens: 10, 11, …, 41 tokens, 816 in all, 102 in each of 8 shares.
+    (batch,) = batches([_encoded(f"{i:02}", chosen=4 + i) for i in range(32)], batch_size=32, epochs=1, seed=0)
+    shares = [micro_batches(batch, max_tokens=110, num_workers=2, rank=rank) for rank in range(2)]
+    tokens = [[sum(pair.num_tokens for pair in part.pairs) for part in share] for share in shares]
+    assert tokens == [[102] * 4, [102] * 4]
+
+
+def test_pairs_are_packed_with_their_prompt_once_and_the_chosen_side_first() -> None:
     tensors = collate([_encoded("a", chosen=1, rejected=2), _encoded("b", chosen=4, rejected=1)], device=torch.device("cpu"))
     prompt, chosen, rejected = [1, 1, 1], 2, 3
-    assert tensors.token_ids_RT.tolist() == [
-        [*prompt, chosen, 0, 0, 0],
-        [*prompt, chosen, chosen, chosen, chosen],
-        [*prompt, rejected, rejected, 0, 0],
-        [*prompt, rejected, 0, 0, 0],
-    ]
-    assert tensors.lengths_R.tolist() == [4, 7, 5, 4]
-    assert tensors.num_tokens_R.tolist() == [1, 4, 2, 1]
-    assert tensors.ref_logps_R.tolist() == [-1.0, -4.0, -2.0, -1.0]
+    first, second = [*prompt, chosen, rejected, rejected], [*prompt, chosen, chosen, chosen, chosen, rejected]
+    assert tensors.packed.token_ids_N.tolist() == first + second
+    assert tensors.packed.position_ids_N.tolist() == [0, 1, 2, 3, 3, 4, 0, 1, 2, 3, 4, 5, 6, 3]
+    assert tensors.num_tokens_S.tolist() == [1, 2, 4, 1]
+    assert tensors.ref_logps_S.tolist() == [-1.0, -2.0, -4.0, -1.0]
 
 
 def _row(pair_id: str, *, chosen: int, rejected: int) -> ScoredPair:

@@ -7,17 +7,16 @@ import torch
 import torch.nn.functional as F
 
 
-def log_ratio(
-    *,
-    chosen_logps_B: torch.Tensor,
-    rejected_logps_B: torch.Tensor,
-    ref_chosen_logps_B: torch.Tensor,
-    ref_rejected_logps_B: torch.Tensor,
+def implicit_reward(*, logps_B: torch.Tensor, ref_logps_B: torch.Tensor, beta: float) -> torch.Tensor:
+    """Return β·log π(y)/π_ref(y), shape B: eq. 5 without the term of the prompt alone, which no comparison sees."""
+    return beta * (logps_B - ref_logps_B)
+
+
+def preference_loss(
+    *, chosen_reward_B: torch.Tensor, rejected_reward_B: torch.Tensor, margin_B: torch.Tensor | float
 ) -> torch.Tensor:
-    """Return log π(y_w)/π_ref(y_w) − log π(y_l)/π_ref(y_l): by how much the preference grew, in nats, shape B."""
-    return (chosen_logps_B - ref_chosen_logps_B) - (rejected_logps_B - ref_rejected_logps_B)
+    """Return −log σ(r(y_w) − r(y_l) − margin) of each pair, shape B: Bradley-Terry with a margin to be reached.
 
-
-def dpo_loss(*, log_ratio_B: torch.Tensor, margin_B: torch.Tensor, beta: float) -> torch.Tensor:
-    """Return −log σ(β·log ratio − margin) of each pair, shape B: log 2 where policy is reference and margin 0."""
-    return -F.logsigmoid(beta * log_ratio_B - margin_B)
+    With the implicit reward and no margin it is DPO's eq. 7: log 2 where policy is reference.
+    """
+    return -F.logsigmoid(chosen_reward_B - rejected_reward_B - margin_B)

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
-from tokensqueeze.config import DPO, SFT, DPOLengthSFT, ObjectiveSettings
+from tokensqueeze.config import DPO, SFT, DPOLength, DPOLengthSFT, ObjectiveSettings, SimPO
 from tokensqueeze.errors import TrainingError
-from tokensqueeze.objectives.dpo import dpo_loss, log_ratio
+from tokensqueeze.objectives.dpo import implicit_reward, preference_loss
 from tokensqueeze.objectives.dpo_with_sft import dpo_with_sft
 from tokensqueeze.objectives.length_margin import length_margin
 from tokensqueeze.objectives.sft import sft_loss
+from tokensqueeze.objectives.simpo import length_normalised_reward
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class CompletionScores:
 
     logps_B: torch.Tensor
     ref_logps_B: torch.Tensor
+    """NaN where the reference was not asked, which objectives that need none put up with."""
     num_tokens_B: torch.Tensor
 
 
@@ -36,10 +38,14 @@ class PairLoss:
     chosen_logps: torch.Tensor
     ref_chosen_logps: torch.Tensor
     dpo_loss: torch.Tensor | None = None
+    """The preference part: DPO's, DPO-L's or SimPO's."""
     rejected_logps: torch.Tensor | None = None
     ref_rejected_logps: torch.Tensor | None = None
+    chosen_reward: torch.Tensor | None = None
+    """β·log π/π_ref; under SimPO β times the mean log-probability per token."""
+    rejected_reward: torch.Tensor | None = None
     margin: torch.Tensor | None = None
-    """β·log ratio: the implicit reward of the chosen side over the rejected one."""
+    """The chosen side's reward over the rejected one's."""
     preference_accuracy: torch.Tensor | None = None
     """Share of pairs whose margin is above 0."""
 
@@ -47,6 +53,11 @@ class PairLoss:
 def needs_rejected(objective: ObjectiveSettings) -> bool:
     """Return whether the objective compares two sides."""
     return not isinstance(objective, SFT)
+
+
+def needs_reference(objective: ObjectiveSettings) -> bool:
+    """Return whether the objective measures the policy against the frozen reference."""
+    return not isinstance(objective, SFT | SimPO)
 
 
 def pair_loss(
@@ -69,38 +80,52 @@ def pair_loss(
     if rejected is None:
         raise TrainingError(f"objective.name: {objective.name} compares two sides, but the pairs have no rejected one")
 
-    log_ratio_B = log_ratio(
-        chosen_logps_B=chosen.logps_B,
-        rejected_logps_B=rejected.logps_B,
-        ref_chosen_logps_B=chosen.ref_logps_B,
-        ref_rejected_logps_B=rejected.ref_logps_B,
+    chosen_reward_B, rejected_reward_B = _reward(objective, chosen), _reward(objective, rejected)
+    preference_B = preference_loss(
+        chosen_reward_B=chosen_reward_B,
+        rejected_reward_B=rejected_reward_B,
+        margin_B=_margin(objective, chosen, rejected),
     )
-    dpo = dpo_loss(log_ratio_B=log_ratio_B, margin_B=_margin(objective, chosen, rejected), beta=objective.beta)
-    dpo = dpo.sum() / batch_pairs
+    preference = preference_B.sum() / batch_pairs
     match objective:
-        case DPO():
-            loss = dpo
         case DPOLengthSFT():
-            loss = dpo_with_sft(dpo=dpo, sft=sft, dpo_weight=objective.dpo_weight)
-    log_ratio_B = log_ratio_B.detach()
+            loss = dpo_with_sft(dpo=preference, sft=sft, dpo_weight=objective.dpo_weight)
+        case DPO() | DPOLength() | SimPO():
+            loss = preference
+    margin_B = (chosen_reward_B - rejected_reward_B).detach()
     return PairLoss(
         loss=loss,
         sft_loss=sft.detach(),
         chosen_logps=chosen_logps,
         ref_chosen_logps=ref_chosen_logps,
-        dpo_loss=dpo.detach(),
+        dpo_loss=preference.detach(),
         rejected_logps=rejected.logps_B.detach().sum() / batch_pairs,
         ref_rejected_logps=rejected.ref_logps_B.sum() / batch_pairs,
-        margin=objective.beta * log_ratio_B.sum() / batch_pairs,
-        preference_accuracy=(log_ratio_B > 0).double().sum() / batch_pairs,
+        chosen_reward=chosen_reward_B.detach().sum() / batch_pairs,
+        rejected_reward=rejected_reward_B.detach().sum() / batch_pairs,
+        margin=margin_B.sum() / batch_pairs,
+        preference_accuracy=(margin_B > 0).double().sum() / batch_pairs,
     )
 
 
-def _margin(objective: DPO | DPOLengthSFT, chosen: CompletionScores, rejected: CompletionScores) -> torch.Tensor:
+def _reward(objective: DPO | DPOLength | DPOLengthSFT | SimPO, side: CompletionScores) -> torch.Tensor:
+    match objective:
+        case SimPO():
+            return length_normalised_reward(logps_B=side.logps_B, num_tokens_B=side.num_tokens_B, beta=objective.beta)
+        case DPO() | DPOLength() | DPOLengthSFT():
+            return implicit_reward(logps_B=side.logps_B, ref_logps_B=side.ref_logps_B, beta=objective.beta)
+
+
+def _margin(
+    objective: DPO | DPOLength | DPOLengthSFT | SimPO, chosen: CompletionScores, rejected: CompletionScores
+) -> torch.Tensor | float:
+    """Return by how much the chosen reward is to exceed the rejected one."""
     match objective:
         case DPO():
-            return torch.zeros_like(chosen.ref_logps_B)
-        case DPOLengthSFT():
+            return 0.0
+        case SimPO():
+            return objective.gamma
+        case DPOLength() | DPOLengthSFT():
             return length_margin(
                 chosen_num_tokens_B=chosen.num_tokens_B,
                 rejected_num_tokens_B=rejected.num_tokens_B,

@@ -1,11 +1,12 @@
-"""Log-probabilities of many completions under the frozen reference, in batches of like length."""
+"""Log-probabilities of many completions under the frozen reference, packed into passes of about the same size."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
-from tokensqueeze.objectives.sequence_logps import completion_logps
+from tokensqueeze.objectives.packing import pack
+from tokensqueeze.objectives.sequence_logps import CompletionLogps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,22 +20,15 @@ def reference_logps(
     max_batch_tokens: int = 8192,
 ) -> list[float]:
     """Return log π_ref(completion | prompt) of each (prompt, completion), in nats."""
-    order = sorted(range(len(sequences)), key=lambda index: -sum(map(len, sequences[index])))
-    logps = [0.0] * len(sequences)
-    while order:
-        longest = sum(map(len, sequences[order[0]]))
-        size = max(1, max_batch_tokens // max(1, longest))
-        batch, order = order[:size], order[size:]
-        token_ids_BT = torch.zeros(len(batch), longest, dtype=torch.long)
-        for row, index in enumerate(batch):
-            ids = [*sequences[index][0], *sequences[index][1]]
-            token_ids_BT[row, : len(ids)] = torch.tensor(ids)
-        logps_B = completion_logps(
-            model,
-            token_ids_BT=token_ids_BT.to(model.device),
-            prompt_lengths_B=torch.tensor([len(sequences[index][0]) for index in batch], device=model.device),
-            lengths_B=torch.tensor([sum(map(len, sequences[index])) for index in batch], device=model.device),
-        )
-        for index, value in zip(batch, logps_B.tolist(), strict=True):
-            logps[index] = value
+    scorer = CompletionLogps(model)
+    logps: list[float] = []
+    waiting = list(sequences)
+    while waiting:
+        size, tokens = 0, 0
+        while size < len(waiting) and (size == 0 or tokens + sum(map(len, waiting[size])) <= max_batch_tokens):
+            tokens += sum(map(len, waiting[size]))
+            size += 1
+        packed = pack([(prompt, [completion]) for prompt, completion in waiting[:size]], device=model.device)
+        logps += scorer(packed).tolist()
+        del waiting[:size]
     return logps

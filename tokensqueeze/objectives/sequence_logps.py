@@ -1,65 +1,131 @@
 """Log-probabilities of whole completions: log π(y | x), the quantity that DPO and SFT are written in.
 
 Training and the scoring of the frozen reference both come here, so that at the first step policy and reference agree
-to float rounding. Only completion tokens count. Rows are padded on the right: under causal attention no real token sees
-the padding, so it needs no mask and changes nothing.
+to float rounding. Only completion tokens count, and no tensor of tokens × vocabulary exists.
 
-Shapes: B sequences, T tokens of the longest, N completion tokens in the batch, D hidden size, V vocabulary.
+Shapes: N packed tokens, S completions, C completion tokens in all, D hidden size, V vocabulary.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
 
-from tokensqueeze.engines.lm_head import plain_lm_head
+from tokensqueeze.engines.lm_head import plain_lm_head, wide_logits
+from tokensqueeze.objectives.packing import Packed, can_be_packed, hidden_states, packed_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_LOGITS_AT_ONCE = 2**26
-"""Logits that exist at one time: 256 MiB in float32."""
+_LOGITS_AT_ONCE = 2**25
+"""Logits that exist at one time: 128 MiB in float32."""
 
 
-def completion_logps(
-    model: "PreTrainedModel",
-    *,
-    token_ids_BT: torch.Tensor,
-    prompt_lengths_B: torch.Tensor,
-    lengths_B: torch.Tensor,
-    positions_at_once: int | None = None,
-) -> torch.Tensor:
-    """Return each row's log π(completion | prompt) in nats, float64, shape B.
+class CompletionLogps(torch.nn.Module):
+    """A causal LM as training sees it: packed completions in, log π(y | x) of each out, in nats, float64, shape S.
 
-    `lengths_B` counts prompt and completion, padding not. The LM head runs on `positions_at_once` completion positions
-    at a time and is run again in the backward pass, so no N × V tensor need exist. Raises `ModelError` for a model that
-    does more to its logits than the LM head.
+    Models whose attention can't be packed read one completion at a time. Raises `ModelError` for a model that does more to
+    its logits than the LM head.
     """
-    decoder, head = model.base_model, plain_lm_head(model)
-    hidden_BTD = decoder(input_ids=token_ids_BT, use_cache=False).last_hidden_state
-    # Position t speaks about token t + 1.
-    position_T = torch.arange(token_ids_BT.shape[1] - 1, device=token_ids_BT.device)
-    scored_BT = (position_T >= prompt_lengths_B[:, None] - 1) & (position_T < lengths_B[:, None] - 1)
-    hidden_ND, targets_N = hidden_BTD[:, :-1][scored_BT], token_ids_BT[:, 1:][scored_BT]
-    row_N = scored_BT.nonzero()[:, 0]
 
-    size = positions_at_once or max(1, _LOGITS_AT_ONCE // model.config.get_text_config().vocab_size)
-    chunks = list(zip(hidden_ND.split(size), targets_N.split(size), strict=True))
-    if len(chunks) > 1 and torch.is_grad_enabled():
-        logprobs = [
-            checkpoint(_token_logprobs, head, hidden, targets, use_reentrant=False, preserve_rng_state=False)
-            for hidden, targets in chunks
-        ]
-    else:
-        logprobs = [_token_logprobs(head, hidden, targets) for hidden, targets in chunks]
-    # DPO looks at differences of sums of thousands of nats: float32 would leave them four digits.
-    logps_B = torch.zeros(len(token_ids_BT), dtype=torch.float64, device=token_ids_BT.device)
-    return logps_B.index_add(0, row_N, torch.cat(logprobs).double())
+    def __init__(self, model: "PreTrainedModel", *, positions_at_once: int | None = None):
+        super().__init__()
+        self.model = model
+        self.packs = can_be_packed(model)
+        size = positions_at_once or max(1, _LOGITS_AT_ONCE // model.config.get_text_config().vocab_size)
+        self.head = _ChunkedHead(plain_lm_head(model), size)
+
+    def forward(self, packed: Packed) -> torch.Tensor:
+        # Position t speaks about token t + 1: of a completion's first token the prompt's last position speaks.
+        ranges = [range(completion.start, completion.stop) for _, completion in packed.sequences]
+        device = packed.token_ids_N.device
+        targets_C = packed.token_ids_N[torch.tensor([n for tokens in ranges for n in tokens], device=device)]
+        if self.packs:
+            before = [n for (prompt, own) in packed.sequences for n in (prompt.stop - 1, *range(own.start, own.stop - 1))]
+            with packed_attention(self.model):
+                hidden_CD = hidden_states(self.model, packed)[torch.tensor(before, device=device)]
+        else:
+            hidden_CD = torch.cat([self._read_alone(packed, number) for number in range(len(packed.sequences))])
+        logprobs_C = self.head(hidden_CD, targets_C)
+        # DPO looks at differences of sums of thousands of nats: float32 would leave them four digits.
+        return torch.stack([own.double().sum() for own in logprobs_C.split([len(tokens) for tokens in ranges])])
+
+    def _read_alone(self, packed: Packed, number: int) -> torch.Tensor:
+        """Return the hidden states that speak about one completion's tokens."""
+        prompt, completion = packed.sequences[number]
+        ids_T = torch.cat([packed.token_ids_N[prompt.slice], packed.token_ids_N[completion.slice]])
+        hidden_TD = self.model.base_model(input_ids=ids_T[None], use_cache=False).last_hidden_state[0]
+        return hidden_TD[len(prompt) - 1 : -1]
 
 
-def _token_logprobs(head: torch.nn.Module, hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-    logits_NV = head(hidden_ND)
-    # At least float32, whatever the weights are in.
-    wide = torch.promote_types(logits_NV.dtype, torch.float32)
-    return -F.cross_entropy(logits_NV.to(wide), targets_N, reduction="none")
+def completion_logps(model: "PreTrainedModel", packed: Packed, *, positions_at_once: int | None = None) -> torch.Tensor:
+    """Return log π(y | x) of each packed completion in nats, float64, shape S; see `CompletionLogps`."""
+    return CompletionLogps(model, positions_at_once=positions_at_once)(packed)
+
+
+class _ChunkedHead(torch.nn.Module):
+    """The LM head, giving the targets' log-probabilities alone.
+
+    A module with the head's weight as its own, because ZeRO-3 gathers a module's weights around its forward and its
+    backward pass, once however many chunks there are.
+    """
+
+    def __init__(self, head: torch.nn.Linear, positions_at_once: int):
+        super().__init__()
+        self.weight, self.bias = head.weight, head.bias
+        self._positions_at_once = positions_at_once
+
+    def forward(self, hidden_CD: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
+        logprobs_C = _TargetLogprobs.apply(hidden_CD, self.weight, self.bias, targets_C, self._positions_at_once)
+        assert isinstance(logprobs_C, torch.Tensor)
+        return logprobs_C
+
+
+class _TargetLogprobs(torch.autograd.Function):
+    """log softmax(h·Wᵀ + b) at the targets, chunk by chunk of positions, and again in the backward pass.
+
+    torch's `linear_cross_entropy` and Liger's kernels take the gradient in the forward pass, when DPO's weight of a
+    completion is not known; they would keep a V × D gradient for each.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_CD: torch.Tensor,
+        weight_VD: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        targets_C: torch.Tensor,
+        size: int,
+    ) -> torch.Tensor:
+        logprobs: list[torch.Tensor] = []
+        logsumexps: list[torch.Tensor] = []
+        for hidden, targets in zip(hidden_CD.split(size), targets_C.split(size), strict=True):
+            logits = wide_logits(weight_VD, bias_V, hidden)
+            of_target = logits.gather(-1, targets[:, None])[:, 0]
+            # As `logsumexp`, but in place: the logits are the largest tensor there is.
+            largest = logits.amax(-1)
+            logsumexps.append(logits.sub_(largest[:, None]).exp_().sum(-1).log_().add_(largest))
+            logprobs.append(of_target - logsumexps[-1])
+        ctx.save_for_backward(hidden_CD, weight_VD, bias_V, targets_C, torch.cat(logsumexps))
+        ctx.size = size
+        return torch.cat(logprobs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient_C,) = gradients
+        hidden_CD, weight_VD, bias_V, targets_C, logsumexp_C = ctx.saved_tensors
+        hidden_gradient_CD = torch.empty_like(hidden_CD)
+        weight_gradient_VD = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None
+        bias_gradient_V = torch.zeros_like(bias_V) if bias_V is not None and ctx.needs_input_grad[2] else None
+        for start in range(0, len(hidden_CD), ctx.size):
+            rows = slice(start, start + ctx.size)
+            hidden, gradient = hidden_CD[rows], gradient_C[rows, None]
+            # d logprob / d logits = onehot(target) − softmax.
+            change = wide_logits(weight_VD, bias_V, hidden).sub_(logsumexp_C[rows, None]).exp_().mul_(-gradient)
+            change.scatter_add_(1, targets_C[rows, None], gradient)
+            change = change.to(hidden.dtype)
+            torch.mm(change, weight_VD, out=hidden_gradient_CD[rows])
+            if weight_gradient_VD is not None:
+                weight_gradient_VD.addmm_(change.t(), hidden)
+            if bias_gradient_V is not None:
+                bias_gradient_V += change.sum(0)
+        return hidden_gradient_CD, weight_gradient_VD, bias_gradient_V, None, None

@@ -86,7 +86,7 @@ def _drop_counts(records: Sequence[StageRecord]) -> dict[str, int]:
     return {name.removeprefix(start): int(count) for name, count in counts.items() if name.startswith(start)}
 
 
-def _training_log(plan: RunPlan) -> list[dict[str, float | None]]:
+def _training_log(plan: RunPlan) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (plan.training_dir / "training_log.jsonl").read_text().splitlines()]
 
 

@@ -167,7 +167,7 @@ def plan_run(settings: Settings, store: Path) -> RunPlan:
     )
     dev, test = problem_sets.get("dev"), problem_sets.get("test")
     training = {
-        "training": settings.training.model_dump(exclude={"checkpoint_every", "gpus_per_worker"}),
+        "training": settings.training.decisive(),
         "objective": settings.objective.model_dump(),
         "scored_pairs": score.output.path.name,
         "dev": dev.fingerprint if dev else None,

@@ -188,13 +188,17 @@ def _train(plan: RunPlan, listener: _NumberedStages) -> list[StageRecord]:
             dev_max_tokens=settings.training.dev_max_tokens,
             think_end=settings.model.think_end,
             progress=listener.observer.training_progress,
+            warn=listener.observer.note,
         )
         write_json(
             manifest,
             {
                 "stage": "model",
                 "seconds": round(time.monotonic() - started, 3),
-                "counts": {"pairs": outcome.num_pairs, "pairs left out, too long": outcome.num_left_out},
+                "counts": {
+                    "pairs": outcome.num_pairs,
+                    **{f"pairs left out, {reason}": count for reason, count in outcome.left_out.items()},
+                },
                 "steps": outcome.steps,
                 "tokens": outcome.tokens,
                 "fingerprinted": dict(plan.training_fingerprinted),

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from tokensqueeze.config import Section, Settings
+from tokensqueeze.config import Section, Settings, TrainingSettings
 from tokensqueeze.reporting.headline import headline
 from tokensqueeze.reporting.summary import evaluation_markdown
 from tokensqueeze.reporting.wording import counted, plain
@@ -62,7 +62,8 @@ def _front_matter(base_model: str, settings: Settings) -> str:
     lines = ["library_name: transformers", "pipeline_tag: text-generation"]
     if _HUB_NAME.fullmatch(base_model):
         lines += [f"base_model: {json.dumps(base_model)}", "base_model_relation: finetune"]
-    tags = ["tokensqueeze", "reasoning", "efficient-reasoning", "sft" if settings.objective.name == "sft" else "dpo"]
+    objective = settings.objective.name if settings.objective.name in ("sft", "simpo") else "dpo"
+    tags = ["tokensqueeze", "reasoning", "efficient-reasoning", objective]
     return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
 
 
@@ -115,9 +116,20 @@ def _parts(settings: Settings) -> str:
             )
         ),
         f"- training: learning rate {training.learning_rate:g}, {training.batch_size} pairs a step, "
-        f"{counted(training.epochs, 'epoch')}, {training.schedule} schedule, {training.dtype}",
+        f"{counted(training.epochs, 'epoch')}, {training.schedule} schedule, {training.dtype}, {_trained(training)}",
     ]
     return "\n".join(lines)
+
+
+def _trained(training: TrainingSettings) -> str:
+    """Say which of the parameters were trained."""
+    lora = training.lora
+    if lora is None:
+        return "all parameters"
+    layers = (
+        "all linear layers" if lora.target_modules == "all-linear" else ", ".join(f"`{name}`" for name in lora.target_modules)
+    )
+    return f"LoRA of rank {lora.rank} and alpha {lora.alpha:g} on {layers}, merged into these weights"
 
 
 def _values(part: Section) -> str:

@@ -38,8 +38,9 @@ class ReportData:
     pairs: Sequence[ScoredPair] = ()
     drop_counts: Mapping[str, int] = field(default_factory=dict)
     """Problems that gave no pair, by reason."""
-    training_log: Sequence[Mapping[str, float | None]] = ()
-    """The rows of training_log.jsonl; those with `dev_accuracy` are looks at the dev problems."""
+    training_log: Sequence[Mapping[str, Any]] = ()
+    """The rows of training_log.jsonl: those with `loss` are steps, with `dev_accuracy` looks at the dev problems, with
+    `left_out` what it started from, with `warning` what it warned of."""
     base_evaluation: Sequence[EvaluationTrace] = ()
     squeezed_evaluation: Sequence[EvaluationTrace] = ()
     evaluation: Mapping[str, Any] | None = None

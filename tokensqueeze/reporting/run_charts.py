@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from tokensqueeze.config import KLBound, Reliable
+from tokensqueeze.config import KLBound, ObjectiveSettings, Reliable
 from tokensqueeze.metrics.difficulty import BINS, DifficultyBin, by_difficulty, pass_rates
 from tokensqueeze.metrics.token_budget import accuracy_at_budgets
 from tokensqueeze.reporting.charts import Cell, Chart, Colour, Histogram, Line, bar_chart, histogram_chart, line_chart
@@ -67,8 +67,11 @@ def training_charts(data: ReportData) -> list[Chart]:
     if steps:
         charts.append(_loss_chart(steps))
         charts.append(_logps_chart(steps))
+        if _has(steps, "margin"):
+            charts.append(_rewards_chart(steps, data.settings.objective))
         if _has(steps, "preference_accuracy"):
             charts.append(_preference_chart(steps))
+        charts.append(_norm_chart(steps, data.settings.training.max_grad_norm))
     if looks:
         charts += _dev_charts(looks)
     return charts
@@ -334,6 +337,35 @@ def _logps_chart(steps: Sequence[Mapping[str, float | None]]) -> Chart:
         y_label="nats against the base" if against_reference else "nats",
         smooth=True,
         note="Per trace. Preference training that breaks a model shows here, as a fall by many nats; not in the loss.",
+    )
+
+
+def _rewards_chart(steps: Sequence[Mapping[str, float | None]], objective: ObjectiveSettings) -> Chart:
+    parts: tuple[tuple[str, str, Colour], ...] = (
+        ("chosen_reward", "chosen", "chosen"),
+        ("rejected_reward", "rejected", "rejected"),
+        ("margin", "margin", "ink"),
+    )
+    reward = "mean log-probability per token" if objective.name == "simpo" else "log-probability against the base"
+    return line_chart(
+        "rewards",
+        "Rewards, and the margin between them",
+        [_step_line(steps, key, label, colour) for key, label, colour in parts if _has(steps, key)],
+        x_label="optimiser step",
+        smooth=True,
+        note=f"A trace's reward is its {reward}, times beta; the margin is by how much the chosen one's is larger.",
+    )
+
+
+def _norm_chart(steps: Sequence[Mapping[str, float | None]], clipped_at: float) -> Chart:
+    return line_chart(
+        "gradient",
+        "Gradient norm",
+        [_step_line(steps, "grad_norm", "gradient norm", "ink")],
+        x_label="optimiser step",
+        from_zero=True,
+        smooth=True,
+        note=f"Before clipping to {clipped_at:g}.",
     )
 
 

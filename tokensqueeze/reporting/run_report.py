@@ -61,6 +61,7 @@ def report_html(data: ReportData) -> str:
         refinement=_refinement(data),
         evaluation_charts=evaluation_charts(data),
         refinement_charts=refinement_charts(data),
+        training=_training(data),
         training_charts=training_charts(data),
         time_charts=time_chart(data.stages),
         answers=_answers(data),
@@ -140,6 +141,24 @@ class _Refinement:
     @property
     def tried_shown(self) -> bool:
         return any(step.tried for example in self.examples for step in example.steps)
+
+
+@dataclass(frozen=True)
+class _Training:
+    pairs: int | None
+    left_out: tuple[tuple[str, int], ...]
+    """Pairs, by the reason."""
+    steps: int
+    epochs: int
+    tokens: int
+    seconds: float
+    max_memory_bytes: int
+    """0: not known."""
+    warnings: tuple[str, ...]
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / max(self.seconds, 1e-9)
 
 
 @dataclass(frozen=True)
@@ -258,6 +277,23 @@ def _refinement(data: ReportData) -> _Refinement | None:
         stayed=tuple(stayed.most_common()),
         rest=_Rest(len(checked), sum(not decision.rest_passes for decision in checked)) if checked else None,
         examples=tuple(refinement_examples(traces, rewriter)),
+    )
+
+
+def _training(data: ReportData) -> _Training | None:
+    steps = [row for row in data.training_log if "loss" in row]
+    if not steps:
+        return None
+    starts = [row for row in data.training_log if "left_out" in row]
+    return _Training(
+        pairs=starts[0]["pairs"] if starts else None,
+        left_out=tuple(starts[0]["left_out"].items()) if starts else (),
+        steps=len(steps),
+        epochs=max(row["epoch"] for row in steps),
+        tokens=sum(row["tokens"] for row in steps),
+        seconds=sum(row["seconds"] for row in steps),
+        max_memory_bytes=max(row.get("max_memory_bytes") or 0 for row in steps),
+        warnings=tuple(row["warning"] for row in data.training_log if "warning" in row),
     )
 
 

@@ -53,12 +53,40 @@ def batches(pairs: Sequence[EncodedPair], *, batch_size: int, epochs: int, seed:
     return planned
 
 
-def micro_batches(batch: Batch, *, micro_batch_size: int, num_workers: int, rank: int) -> list[MicroBatch]:
-    """Return one worker's share of a batch; every worker gets as many micro-batches.
+def micro_batches(batch: Batch, *, max_tokens: int, num_workers: int, rank: int) -> list[MicroBatch]:
+    """Return one worker's share of a batch, of at most `max_tokens` packed tokens each or a single longer pair.
 
-    Pairs of like length are read at the same time, so that little is padded and no worker waits long for another.
+    Every worker gets as many micro-batches, and those read at the same time are of like length, so that no worker waits
+    long for another.
     """
-    order = sorted(batch.pairs, key=lambda pair: (pair.longest, pair.pair_id))
-    at_once = micro_batch_size * num_workers
-    shares = [order[start : start + at_once][rank::num_workers] for start in range(0, len(order), at_once)]
-    return [MicroBatch(share, filler=False) if share else MicroBatch(order[:1], filler=True) for share in shares]
+    rounds = 1
+    while not _fits(shares := _spread(batch.pairs, rounds * num_workers), max_tokens):
+        rounds += 1
+    shares.sort(key=lambda share: (-_tokens(share), [pair.pair_id for pair in share]))
+    mine: list[MicroBatch] = []
+    for first in range(0, len(shares), num_workers):
+        # To and fro, or the first worker would get the longest of every round.
+        at_once = shares[first : first + num_workers][:: -1 if len(mine) % 2 else 1]
+        share = at_once[rank]
+        shortest = min(batch.pairs, key=lambda pair: (pair.num_tokens, pair.pair_id))
+        mine.append(MicroBatch(share, filler=False) if share else MicroBatch([shortest], filler=True))
+    return mine
+
+
+def _spread(pairs: Sequence[EncodedPair], count: int) -> list[list[EncodedPair]]:
+    """Spread pairs over `count` shares of about as many tokens: the longest first, each to the share with the fewest."""
+    shares: list[list[EncodedPair]] = [[] for _ in range(count)]
+    tokens = [0] * count
+    for pair in sorted(pairs, key=lambda pair: (-pair.num_tokens, pair.pair_id)):
+        least = tokens.index(min(tokens))
+        shares[least].append(pair)
+        tokens[least] += pair.num_tokens
+    return shares
+
+
+def _fits(shares: Sequence[Sequence[EncodedPair]], max_tokens: int) -> bool:
+    return all(len(share) <= 1 or _tokens(share) <= max_tokens for share in shares)
+
+
+def _tokens(share: Sequence[EncodedPair]) -> int:
+    return sum(pair.num_tokens for pair in share)

@@ -25,8 +25,6 @@ class TrainingJob:
     """Text that ends the thinking block."""
     name: str
     """A fingerprint of all that weights and log depend on."""
-    resume_step: int | None
-    """The step of the checkpoint to go on from; None: from the model."""
 
     @property
     def log_path(self) -> Path:
@@ -40,9 +38,18 @@ class TrainingJob:
     def exported_dir(self) -> Path:
         return self.output_dir / "model"
 
+    def saves_after(self, step: int, *, steps: int) -> bool:
+        """Whether a checkpoint is due: also wherever dev accuracy is measured, if the best one is to be exported."""
+        measured = self.settings.export == "best" and bool(self.dev_problems) and step % self.settings.dev_every == 0
+        return step == steps or step % self.settings.checkpoint_every == 0 or measured
+
+
+class Preempted(Exception):
+    """The workers are being taken away; a checkpoint of this very step was saved."""
+
 
 def job_name(*, settings: TrainingSettings, objective: ObjectiveSettings, model_dir: Path, usable: UsablePairs) -> str:
-    """Return a fingerprint of all that weights and log depend on; how often to save, and on what, is not in it."""
+    """Return a fingerprint of all that weights and log depend on; how often to save, on what, and which to export, is not."""
     pairs = hashlib.sha256()
     for pair in sorted(usable.pairs, key=lambda pair: pair.pair_id):
         pairs.update(pair.pair_id.encode())
@@ -50,7 +57,7 @@ def job_name(*, settings: TrainingSettings, objective: ObjectiveSettings, model_
             pairs.update(pair.prompt_token_ids.tobytes() + side.token_ids.tobytes() + repr(side.ref_logps).encode())
     return fingerprint(
         {
-            "settings": settings.model_dump(exclude={"checkpoint_every", "gpus_per_worker"}),
+            "settings": {name: value for name, value in settings.decisive().items() if name != "export"},
             "objective": objective.model_dump(),
             "model": model_fingerprint(model_dir),
             "pairs": pairs.hexdigest(),

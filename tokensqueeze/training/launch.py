@@ -6,41 +6,74 @@ A killed training is resumed by the same call, and gives the log and the weights
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import (
+    FailureConfig,
+    LoggingConfig,
+    PreemptionError,
+    PreemptionInfo,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    UserCallback,
+)
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from tokensqueeze.config import ObjectiveSettings, TrainingSettings
-from tokensqueeze.errors import TokenSqueezeError, TrainingError
-from tokensqueeze.objectives.objective import needs_rejected
+from tokensqueeze.errors import SettingsError, StorageError, TokenSqueezeError, TrainingError
+from tokensqueeze.objectives.objective import needs_reference, needs_rejected
 from tokensqueeze.schema import Problem, ScoredPair
-from tokensqueeze.tables import Table, make_folder, write_text
+from tokensqueeze.tables import Table, make_folder, read_json, write_json, write_text
 from tokensqueeze.training import training_log
 from tokensqueeze.training.batches import num_steps
-from tokensqueeze.training.checkpoints import newest_checkpoint, remove_incomplete
-from tokensqueeze.training.job import TrainingJob, job_name
+from tokensqueeze.training.checkpoints import (
+    best_checkpoint,
+    complete_checkpoints,
+    go_back,
+    newest_checkpoint,
+    remove_incomplete,
+    storage_failure,
+)
+from tokensqueeze.training.guards import check_scores
+from tokensqueeze.training.job import Preempted, TrainingJob, job_name
 from tokensqueeze.training.pairs import UsablePairs, usable_pairs
-from tokensqueeze.training.training_log import DevRow, StepRow
+from tokensqueeze.training.preemption import PreemptionWatch
+from tokensqueeze.training.trackers import Trackers
+from tokensqueeze.training.training_log import DevRow, LogTail, Row, StepRow, WarningRow
 
 _COLLECTIVE_SECONDS = 4 * 3600
 """How long a worker waits for the others: the first one decodes the dev problems meanwhile. Ray notices a dead one."""
 _POLL_SECONDS = 0.25
+GLIBC_TUNABLES = "glibc.malloc.mmap_threshold=4194304:glibc.malloc.hugetlb=1"
+"""For workers on CPUs. Activations come and go in many sizes, and left in the heap they leave holes: a third more memory
+for a 135 M model. Mapped on their own they go back at once; huge pages keep that cheap."""
+_EXPORTED = "exported.json"
+"""Which checkpoint the model beside it is; written last."""
 
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """Where a training stands after a step; `dev_accuracy` is the latest, `tokens_per_second` the step's."""
+    """Where a training stands after a step; `dev_accuracy` is the latest, the other figures are the step's."""
 
     step: int
     steps: int
     loss: float
     dev_accuracy: float | None
     tokens_per_second: float
+    margin: float | None = None
+    chosen_reward: float | None = None
+    rejected_reward: float | None = None
+    preference_accuracy: float | None = None
+    max_memory_bytes: int = 0
+    """Most that any worker has held so far."""
+    seconds_left: float | None = None
+    """By the pace of this start's steps, with what lies between them."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +82,19 @@ class TrainingOutcome:
     log_path: Path
     steps: int
     num_pairs: int
-    num_left_out: int
-    """Pairs with a side longer than `max_length`."""
+    left_out: Mapping[str, int]
+    """How many pairs were not trained on, by the reason."""
     tokens: int
     """Read in all steps together."""
     seconds: float
     """Of all steps together; start, dev decoding and checkpoints are not in it."""
     base_dev_accuracy: float | None
     dev_accuracy: float | None
+    """Of the model that was exported."""
+
+    @property
+    def num_left_out(self) -> int:
+        return sum(self.left_out.values())
 
 
 def train_model(
@@ -70,17 +108,24 @@ def train_model(
     dev_max_tokens: int,
     think_end: str,
     progress: Callable[[TrainingProgress], None],
+    warn: Callable[[str], None] = lambda text: None,
 ) -> TrainingOutcome:
     """Train `model_dir` on the pairs into `output_dir`/model; return at once if that is there. Ray must be running.
 
-    `progress` is called from a thread of its own, once per optimiser step. Raises `TrainingError`, or whichever of the
-    package's errors a worker raised; `NoPairsError` where no pair is left.
+    `progress`, once per optimiser step, and `warn` are called from a thread of their own. Raises `TrainingError`, or whichever
+    of the package's errors a worker raised; `NoPairsError` where no pair is left.
     """
-    usable = usable_pairs(pairs, max_length=settings.max_length, needs_rejected=needs_rejected(objective))
+    usable = usable_pairs(
+        pairs,
+        max_length=settings.max_length,
+        needs_rejected=needs_rejected(objective),
+        needs_reference=needs_reference(objective),
+    )
+    if needs_reference(objective):
+        check_scores(pairs, usable, model_dir=model_dir)
     steps = num_steps(num_pairs=len(usable.pairs), batch_size=settings.batch_size, epochs=settings.epochs)
     name = job_name(settings=settings, objective=objective, model_dir=model_dir, usable=usable)
     make_folder(output_dir)
-    resume_from = newest_checkpoint(output_dir / "checkpoints", job_name=name)
     job = TrainingJob(
         pairs=Table(pairs.path.absolute(), ScoredPair),
         settings=settings,
@@ -91,14 +136,33 @@ def train_model(
         dev_max_tokens=dev_max_tokens,
         think_end=think_end,
         name=name,
-        resume_step=resume_from.step if resume_from else None,
     )
-    if not job.exported_dir.is_dir():
-        remove_incomplete(job.checkpoints_dir)
-        training_log.keep_until(job.log_path, -1 if job.resume_step is None else job.resume_step)
-        with _reporting(job.log_path, steps, progress):
+    if settings.export == "best" and not job.dev_problems:
+        raise SettingsError('training.export: "best" needs dev problems to tell by; give some, or export the last')
+    newest_checkpoint(job.checkpoints_dir, job_name=name)
+    if not _is_exported(job):
+        go_back(job)
+        with _reporting(job, steps, progress, warn):
             _fit(job)
+        write_json(job.output_dir / _EXPORTED, _export_note(job))
     return _outcome(job, usable)
+
+
+class _Failures(UserCallback):
+    """Tells Ray Train which of the workers' failures are worth another start: it replaces workers after any.
+
+    Runs in Ray Train's controller; what is raised here is taken for its own error.
+    """
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        for cause in worker_exceptions.values():
+            if isinstance(cause, Preempted):
+                # Not counted: nothing has failed, and what was done is saved.
+                raise PreemptionError(PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={}))
+        for cause in worker_exceptions.values():
+            if own := _own_error(cause):
+                # Another start would come to the same.
+                raise own
 
 
 def _fit(job: TrainingJob) -> None:
@@ -111,7 +175,7 @@ def _fit(job: TrainingJob) -> None:
         _train_loop,
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
-            num_workers=settings.num_workers,
+            num_workers=(settings.min_workers, settings.num_workers) if settings.min_workers else settings.num_workers,
             use_gpu=on_gpu,
             resources_per_worker={"CPU": 1, "GPU": settings.gpus_per_worker} if on_gpu else {"CPU": 1},
         ),
@@ -119,15 +183,19 @@ def _fit(job: TrainingJob) -> None:
         run_config=RunConfig(
             name="training",
             storage_path=str(records),
-            failure_config=FailureConfig(max_failures=0),
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+            callbacks=[_Failures()],
             # What goes wrong comes back as an exception; the rest is of no interest to who started it.
-            logging_config=LoggingConfig(log_level="ERROR"),
+            logging_config=LoggingConfig(log_level="CRITICAL"),
+            worker_runtime_env={"env_vars": {} if on_gpu else {"GLIBC_TUNABLES": GLIBC_TUNABLES}},
         ),
     )
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        raise _plain_error(error, job.output_dir) from None
+        # Of a save that found the disk full, the half that was written.
+        remove_incomplete(job.checkpoints_dir)
+        raise _plain_error(error, job) from None
     finally:
         shutil.rmtree(records, ignore_errors=True)
 
@@ -139,54 +207,82 @@ def _train_loop(config: dict[str, Any]) -> None:
     # Here and not at the top: DeepSpeed and transformers are for the workers.
     from tokensqueeze.training.worker import run_worker
 
-    run_worker(job)
+    run_worker(job, preempted=PreemptionWatch().agreed)
 
 
-def _plain_error(error: Exception, output_dir: Path) -> TokenSqueezeError:
+def _plain_error(error: Exception, job: TrainingJob) -> TokenSqueezeError:
     """Return the package's own error that a worker raised, or else a sentence about the first failure."""
     failures = dict(getattr(error, "worker_failures", {})) or {0: getattr(error, "controller_failure", error)}
     causes = {rank: getattr(failure, "_base_exc", failure) for rank, failure in sorted(failures.items())}
     for cause in causes.values():
-        if isinstance(cause, TokenSqueezeError):
-            return cause
-    path = output_dir / "training_failure.txt"
+        if own := _own_error(cause):
+            return own
+    path = job.output_dir / "training_failure.txt"
     write_text(path, str(error))
     rank, cause = next(iter(causes.items()))
     first_line = next(iter(str(cause).splitlines()), "")
     return TrainingError(
-        f"worker {rank} failed: {type(cause).__name__}: {first_line}; the whole trace is in {path}. Run the same "
-        "command again to go on from the newest checkpoint"
+        f"worker {rank} failed: {type(cause).__name__}: {first_line}; training.max_failures = {job.settings.max_failures} "
+        f"new starts are used up; the whole trace is in {path}. Run the same command again to go on from the newest checkpoint"
     )
+
+
+def _own_error(cause: BaseException) -> TokenSqueezeError | None:
+    if isinstance(cause, TokenSqueezeError):
+        return cause
+    reason = storage_failure(cause)
+    return StorageError(f"{reason} ({cause}); free some space and run the same command again to go on") if reason else None
+
+
+def _is_exported(job: TrainingJob) -> bool:
+    note = job.output_dir / _EXPORTED
+    return job.exported_dir.is_dir() and note.is_file() and read_json(note) == _export_note(job)
+
+
+def _export_note(job: TrainingJob) -> dict[str, str]:
+    return {"job_name": job.name, "export": job.settings.export}
 
 
 def _outcome(job: TrainingJob, usable: UsablePairs) -> TrainingOutcome:
     steps, dev = training_log.step_rows(job.log_path), training_log.dev_rows(job.log_path)
+    best = best_checkpoint(complete_checkpoints(job.checkpoints_dir)) if job.settings.export == "best" else None
+    exported = best.dev if best else dev[-1] if dev else None
     return TrainingOutcome(
         model_dir=job.exported_dir,
         log_path=job.log_path,
         steps=len(steps),
         num_pairs=len(usable.pairs),
-        num_left_out=len(usable.left_out),
+        left_out=usable.left_out_counts,
         tokens=sum(row.tokens for row in steps),
         seconds=sum(row.seconds for row in steps),
         base_dev_accuracy=dev[0].dev_accuracy if dev else None,
-        dev_accuracy=dev[-1].dev_accuracy if dev else None,
+        dev_accuracy=exported.dev_accuracy if exported else None,
     )
 
 
 @contextmanager
-def _reporting(log_path: Path, steps: int, progress: Callable[[TrainingProgress], None]) -> Iterator[None]:
-    """Report each step as it appears in the log; the workers write it, on whichever node they are."""
-    stop = threading.Event()
-    dev = training_log.dev_rows(log_path)
-    tail = _Tail(log_path, log_path.stat().st_size, steps, progress, dev[-1].dev_accuracy if dev else None)
+def _reporting(
+    job: TrainingJob, steps: int, progress: Callable[[TrainingProgress], None], warn: Callable[[str], None]
+) -> Iterator[None]:
+    """Report each row as it appears in the log; the workers write it, on whichever node they are."""
+    stop, failed = threading.Event(), threading.Event()
+    tail = LogTail(job.log_path)
+    before = tail.new_rows()
+    dev = [row.dev_accuracy for row in before if isinstance(row, DevRow)]
+    reporter = _Reporter(steps, progress, warn, dev[-1] if dev else None)
     failures: list[BaseException] = []
 
     def follow() -> None:
         try:
-            while not stop.wait(_POLL_SECONDS):
-                tail.report()
-            tail.report()
+            trackers = Trackers.open(job, warn=warn)
+            trackers.take(before)
+            last = False
+            while not last:
+                last = stop.wait(_POLL_SECONDS)
+                rows = tail.new_rows()
+                reporter.take(rows)
+                trackers.take(rows)
+            trackers.close(failed=failed.is_set())
         except BaseException as error:
             failures.append(error)
 
@@ -194,6 +290,9 @@ def _reporting(log_path: Path, steps: int, progress: Callable[[TrainingProgress]
     thread.start()
     try:
         yield
+    except BaseException:
+        failed.set()
+        raise
     finally:
         stop.set()
         thread.join()
@@ -202,24 +301,41 @@ def _reporting(log_path: Path, steps: int, progress: Callable[[TrainingProgress]
 
 
 @dataclass
-class _Tail:
-    path: Path
-    offset: int
+class _Reporter:
     steps: int
     progress: Callable[[TrainingProgress], None]
+    warn: Callable[[str], None]
     dev_accuracy: float | None
+    done: int = 0
+    """Steps of this start."""
+    started: float = field(default_factory=time.monotonic)
 
-    def report(self) -> None:
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            text = file.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        self.offset += len(whole)
-        for line in whole.decode().splitlines():
-            row = training_log.parse(line)
+    def take(self, rows: Sequence[Row]) -> None:
+        for row in rows:
             match row:
                 case DevRow():
                     self.dev_accuracy = row.dev_accuracy
+                case WarningRow():
+                    self.warn(row.warning)
                 case StepRow():
-                    rate = row.tokens / max(row.seconds, 1e-9)
-                    self.progress(TrainingProgress(row.step, self.steps, row.loss, self.dev_accuracy, rate))
+                    self.progress(self._after(row))
+
+    def _after(self, row: StepRow) -> TrainingProgress:
+        now = time.monotonic()
+        if not self.done:
+            # Loading the model and looking at the base come once; they say nothing about what is left.
+            self.started = now - row.seconds
+        self.done += 1
+        return TrainingProgress(
+            step=row.step,
+            steps=self.steps,
+            loss=row.loss,
+            dev_accuracy=self.dev_accuracy,
+            tokens_per_second=row.tokens_per_second,
+            margin=row.margin,
+            chosen_reward=row.chosen_reward,
+            rejected_reward=row.rejected_reward,
+            preference_accuracy=row.preference_accuracy,
+            max_memory_bytes=row.max_memory_bytes,
+            seconds_left=(now - self.started) / self.done * (self.steps - row.step),
+        )

@@ -4,35 +4,42 @@ The loss is a sum over the batch's pairs divided by figures of the whole batch, 
 split into micro-batches and workers. Imported in the workers alone: DeepSpeed and transformers are slow and talkative.
 """
 
-import logging
 import math
-import os
+import resource
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
-import transformers
-from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.integrations.deepspeed import HfDeepSpeedConfig
+from transformers import PreTrainedModel
 
-from tokensqueeze.config import TrainingSettings
-from tokensqueeze.engines.checkpoint import load_model
 from tokensqueeze.errors import TrainingError
-from tokensqueeze.objectives.objective import CompletionScores, PairLoss, needs_rejected, pair_loss
-from tokensqueeze.objectives.sequence_logps import completion_logps
+from tokensqueeze.objectives.objective import CompletionScores, PairLoss, needs_reference, needs_rejected, pair_loss
+from tokensqueeze.objectives.packing import can_be_packed, packed_attention
 from tokensqueeze.training import training_log
 from tokensqueeze.training.batches import Batch, MicroBatch, batches, micro_batches
-from tokensqueeze.training.checkpoints import load_checkpoint, save_checkpoint
-from tokensqueeze.training.collate import collate
+from tokensqueeze.training.checkpoints import best_checkpoint, complete_checkpoints, go_back, load_checkpoint, save_checkpoint
+from tokensqueeze.training.collate import PairTensors, collate
 from tokensqueeze.training.dev_accuracy import check_not_collapsed, measure_dev_accuracy
-from tokensqueeze.training.export import export_model
-from tokensqueeze.training.job import TrainingJob
+from tokensqueeze.training.export import check_exportable, export_model
+from tokensqueeze.training.guards import (
+    DriftWatch,
+    Evidence,
+    ScoredMicroBatch,
+    dev_accuracy_warning,
+    not_finite,
+    save_evidence,
+)
+from tokensqueeze.training.job import Preempted, TrainingJob
 from tokensqueeze.training.pairs import usable_pairs
 from tokensqueeze.training.schedule import learning_rate_at
-from tokensqueeze.training.training_log import DevRow, StepRow
+from tokensqueeze.training.together import from_all, from_first
+from tokensqueeze.training.training_log import PairsRow, Row, StepRow
+from tokensqueeze.training.zero import load_policy, quieten, start_engine
 
 _MEANS = (
     "loss",
@@ -42,6 +49,8 @@ _MEANS = (
     "dpo_loss",
     "rejected_logps",
     "ref_rejected_logps",
+    "chosen_reward",
+    "rejected_reward",
     "margin",
     "preference_accuracy",
 )
@@ -50,38 +59,47 @@ _STALE_REFERENCE = 0.05
 _IDS_NAMED = 8
 
 
-def run_worker(job: TrainingJob) -> None:
-    """Train from the model or a checkpoint to the end, log, save, export. Every worker runs this."""
-    _quieten()
+def run_worker(job: TrainingJob, *, preempted: Callable[[], bool] = lambda: False) -> None:
+    """Train from the model or a checkpoint to the end, log, save, export. Every worker runs this.
+
+    Asked after every step, `preempted` says, alike on every worker, whether one of them is about to be taken away; then a
+    checkpoint is saved and `Preempted` raised. Needs torch's process group and what it tells in the environment, not Ray.
+    """
+    quieten()
     settings = job.settings
-    usable = usable_pairs(job.pairs, max_length=settings.max_length, needs_rejected=needs_rejected(job.objective))
+    usable = usable_pairs(
+        job.pairs,
+        max_length=settings.max_length,
+        needs_rejected=needs_rejected(job.objective),
+        needs_reference=needs_reference(job.objective),
+    )
     planned = batches(usable.pairs, batch_size=settings.batch_size, epochs=settings.epochs, seed=settings.seed)
     worker = Worker.start(job)
-    done = 0
-    if job.resume_step is None:
+    # At every start anew: Ray Train may have replaced workers since the last one.
+    start = from_first(go_back(job) if dist.get_rank() == 0 else None)
+    if start is None:
+        worker.log(PairsRow(0, len(usable.pairs), usable.left_out_counts))
         worker.look_at_dev(0)
     else:
-        load_checkpoint(worker.engine, job.checkpoints_dir, step=job.resume_step)
-        done = job.resume_step
-    for batch in planned[done:]:
-        worker.log(worker.train_step(batch, steps=len(planned)))
+        load_checkpoint(worker.engine, start)
+    so_far = from_first(training_log.read(job.log_path) if dist.get_rank() == 0 else [])
+    watch = DriftWatch(settings, usable.pairs, so_far)
+    for batch in planned[start.step if start else 0 :]:
+        row = worker.train_step(batch, steps=len(planned))
+        worker.log(row)
+        for warning in watch.see(row):
+            worker.log(warning)
         last = batch.step == len(planned)
         if last or batch.step % settings.dev_every == 0:
             worker.look_at_dev(batch.step)
-        if last or batch.step % settings.checkpoint_every == 0:
+        leaving = preempted() and not last
+        if leaving or job.saves_after(batch.step, steps=len(planned)):
             worker.save(batch.step)
+        if leaving:
+            raise Preempted(f"after step {batch.step}")
+    if settings.export == "best":
+        worker.return_to_best()
     worker.export()
-
-
-class Policy(torch.nn.Module):
-    """The model as DeepSpeed sees it: its forward pass gives the completions' log-probabilities."""
-
-    def __init__(self, model: PreTrainedModel):
-        super().__init__()
-        self.model = model
-
-    def forward(self, token_ids_BT: torch.Tensor, prompt_lengths_B: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
-        return completion_logps(self.model, token_ids_BT=token_ids_BT, prompt_lengths_B=prompt_lengths_B, lengths_B=lengths_B)
 
 
 @dataclass(frozen=True)
@@ -92,24 +110,14 @@ class Worker:
     """Inside the engine; under ZeRO-3 its tensors are empty between passes."""
     optimizer: torch.optim.Optimizer
     device: torch.device
+    seen: list[ScoredMicroBatch] = field(default_factory=list)
+    """What this worker has scored of the step it is at."""
 
     @classmethod
     def start(cls, job: TrainingJob) -> "Worker":
-        config = deepspeed_config(job.settings)
-        # Before the weights are loaded: ZeRO-3 cuts them by the number of workers.
-        deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
-        # Under ZeRO-3 this object must live while the weights are loaded, or every worker loads the whole model.
-        partitioned = HfDeepSpeedConfig(config) if job.settings.zero_stage == 3 else None
-        model = AutoModelForCausalLM.from_pretrained(
-            job.model_dir, dtype=_dtype(job.settings), local_files_only=True, use_safetensors=True
-        )
-        del partitioned
-        _remove_dropout(model)
-        model.train()
-        if job.settings.gpus_per_worker:
-            # Long traces: on a GPU it is memory that runs out first.
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        engine, optimizer, *_ = deepspeed.initialize(model=Policy(model), config=config)
+        model = load_policy(job)
+        check_exportable(model, job.model_dir)
+        engine, optimizer = start_engine(model, job.settings)
         return cls(job, engine, model, optimizer, torch.device(engine.device))  # type: ignore[arg-type]
 
     def train_step(self, batch: Batch, *, steps: int) -> StepRow:
@@ -127,11 +135,12 @@ class Worker:
             group["lr"] = learning_rate
         shares = micro_batches(
             batch,
-            micro_batch_size=settings.micro_batch_size,
+            max_tokens=settings.micro_batch_tokens,
             num_workers=dist.get_world_size(),
             rank=dist.get_rank(),
         )
         totals = torch.zeros(len(_MEANS), dtype=torch.float64, device=self.device)
+        self.seen.clear()
         for index, share in enumerate(shares):
             # Said by hand because the last batch of an epoch has fewer micro-batches.
             self.engine.set_gradient_accumulation_boundary(index == len(shares) - 1)
@@ -148,71 +157,82 @@ class Worker:
             learning_rate=learning_rate,
             tokens=batch.num_tokens,
             seconds=time.monotonic() - started,
+            max_memory_bytes=self._max_memory_bytes(),
         )
 
     def look_at_dev(self, step: int) -> None:
-        """Measure and log the dev accuracy. Raises `TrainingError` on the first worker if it has collapsed."""
+        """Measure and log the dev accuracy. Raises `TrainingError`, on every worker, if it has collapsed."""
         job = self.job
         if not job.dev_problems:
             return
-        model = self._whole_model()
-        if model is not None:
-            row = measure_dev_accuracy(
-                model,
-                model_dir=job.model_dir,
-                problems=job.dev_problems,
-                max_tokens=job.dev_max_tokens,
-                think_end=job.think_end,
-                step=step,
-            )
-            self.log(row)
-            base = training_log.dev_rows(job.log_path)[0]
-            check_not_collapsed(row, base=base, max_drop=job.settings.max_dev_accuracy_drop)
-        dist.barrier()
+        row = measure_dev_accuracy(
+            self.engine,
+            self.model,
+            model_dir=job.model_dir,
+            problems=job.dev_problems,
+            max_tokens=job.dev_max_tokens,
+            think_end=job.think_end,
+            step=step,
+        )
+        self.log(row)
+        # The first worker's log: on another node the others may not see its last line yet.
+        (base,) = from_first(training_log.dev_rows(job.log_path)[:1] if dist.get_rank() == 0 else [])
+        max_drop = job.settings.max_dev_accuracy_drop
+        check_not_collapsed(row, base=base, max_drop=max_drop)
+        if dist.get_rank() == 0:
+            warning = dev_accuracy_warning(row, so_far=training_log.read(job.log_path), max_drop=max_drop)
+            if warning:
+                self.log(warning)
 
-    def log(self, row: StepRow | DevRow) -> None:
+    def log(self, row: Row) -> None:
         if dist.get_rank() == 0:
             training_log.append(self.job.log_path, row)
 
     def save(self, step: int) -> None:
+        job, dev = self.job, None
         if dist.get_rank() == 0:
-            training_log.flush_to_disk(self.job.log_path)
-        save_checkpoint(self.engine, self.job.checkpoints_dir, step=step, job_name=self.job.name)
+            training_log.flush_to_disk(job.log_path)
+            dev = next((row for row in training_log.dev_rows(job.log_path) if row.step == step), None)
+        save_checkpoint(
+            self.engine,
+            job.checkpoints_dir,
+            step=step,
+            job_name=job.name,
+            keep=job.settings.keep_checkpoints,
+            dev=dev,
+        )
+
+    def return_to_best(self) -> None:
+        """Take back the weights of the best dev accuracy. Every worker calls this."""
+        best = from_first(best_checkpoint(complete_checkpoints(self.job.checkpoints_dir)) if dist.get_rank() == 0 else None)
+        if best:
+            load_checkpoint(self.engine, best)
 
     def export(self) -> None:
-        model = self._whole_model()
-        if model is not None:
-            export_model(model, base_dir=self.job.model_dir, target_dir=self.job.exported_dir)
-        dist.barrier()
+        export_model(self.model, base_dir=self.job.model_dir, target_dir=self.job.exported_dir)
 
     def _forward_backward(self, share: MicroBatch, batch: Batch) -> torch.Tensor:
         """Add one micro-batch's gradient; return its part of the batch's means."""
         tensors = collate(share.pairs, device=self.device)
-        logps_R = self.engine(tensors.token_ids_RT, tensors.prompt_lengths_R, tensors.lengths_R)
-        sides = [
-            CompletionScores(logps_B=logps_B, ref_logps_B=ref_logps_B, num_tokens_B=num_tokens_B)
-            for logps_B, ref_logps_B, num_tokens_B in zip(
-                logps_R.split(len(share.pairs)),
-                tensors.ref_logps_R.split(len(share.pairs)),
-                tensors.num_tokens_R.split(len(share.pairs)),
-                strict=True,
+        # Around the backward pass too, which may compute activations again.
+        with packed_attention(self.model) if can_be_packed(self.model) else nullcontext():
+            logps_S = self.engine(tensors.packed)
+            chosen, *rejected = _sides(logps_S, tensors, num_sides=len(share.pairs[0].sides))
+            result = pair_loss(
+                self.job.objective,
+                chosen=chosen,
+                rejected=rejected[0] if rejected else None,
+                batch_pairs=len(batch.pairs),
+                batch_chosen_tokens=batch.chosen_tokens,
             )
-        ]
-        result = pair_loss(
-            self.job.objective,
-            chosen=sides[0],
-            rejected=sides[1] if len(sides) == 2 else None,
-            batch_pairs=len(batch.pairs),
-            batch_chosen_tokens=batch.chosen_tokens,
-        )
-        if not torch.isfinite(result.loss):
-            raise TrainingError(
-                f"step {batch.step}: the loss is {result.loss.item()} on {_ids(share.pairs)} "
-                f"(chosen log-probability {result.chosen_logps.item():.4g}); {_WAYS_OUT}"
-            )
-        # DeepSpeed averages over the workers; a batch's loss is their sum.
-        weight = 0.0 if share.filler else float(dist.get_world_size())
-        self.engine.backward(result.loss * weight, scale_wrt_gas=False)
+            if not share.filler:
+                self.seen.append(ScoredMicroBatch.of(share.pairs, chosen, rejected[0] if rejected else None))
+            if not torch.isfinite(result.loss):
+                what = f"the loss is {result.loss.item()} on {_ids(share.pairs)}"
+                raise self._not_finite(batch, what, self._figures(), gradients_not_finite=None)
+            # DeepSpeed averages over the workers; a batch's loss is their sum.
+            weight = 0.0 if share.filler else float(dist.get_world_size())
+            self.engine.backward(result.loss * weight, scale_wrt_gas=False)
         return torch.zeros(len(_MEANS), dtype=torch.float64, device=self.device) if share.filler else _means(result)
 
     def _update(self, batch: Batch) -> float:
@@ -223,16 +243,52 @@ class Worker:
             # DeepSpeed tells no norm in this one case.
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
             norm = float(torch.nn.utils.get_total_norm(gradients))
-        self.engine.step()
+        broken = None
+        if norm is None or math.isfinite(norm):
+            self.engine.step()
+        else:
+            broken = not_finite((name, parameter.grad) for name, parameter in self.model.named_parameters())
         if norm is None:
             norm = float(self.engine.get_global_grad_norm() or 0.0) if self.engine.was_step_applied() else math.inf
         if not math.isfinite(norm):
-            raise TrainingError(f"step {batch.step}: the gradient's norm is {norm} on {_ids(batch.pairs)}; {_WAYS_OUT}")
+            figures = [row for rows in from_all(self._figures()) for row in rows]
+            what = f"the gradient's norm is {norm} on {_ids(batch.pairs)}"
+            raise self._not_finite(batch, what, figures, gradients_not_finite=broken)
         return norm
+
+    def _not_finite(
+        self, batch: Batch, what: str, figures: list[dict[str, Any]], *, gradients_not_finite: list[str] | None
+    ) -> TrainingError:
+        """Save what is known of the step, and return the error to raise."""
+        # Under ZeRO-3 a worker holds pieces, that of another may be the broken one.
+        whole = self.job.settings.zero_stage < 3
+        evidence = Evidence(
+            step=batch.step,
+            what=what,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            pairs=figures,
+            gradients_not_finite=gradients_not_finite,
+            weights_not_finite=not_finite(self.model.named_parameters()) if whole else None,
+        )
+        path = save_evidence(evidence, log_path=self.job.log_path)
+        return TrainingError(f"step {batch.step}: {what}; what is known of the step is in {path}; {_WAYS_OUT}")
+
+    def _figures(self) -> list[dict[str, Any]]:
+        return [figures for scored in self.seen for figures in scored.figures()]
+
+    def _max_memory_bytes(self) -> int:
+        """Return the most that any worker has held so far."""
+        if self.device.type == "cuda":
+            most = torch.cuda.max_memory_allocated(self.device)
+        else:
+            most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        shared = torch.tensor(most, dtype=torch.int64, device=self.device)
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        return int(shared)
 
     def _check_reference(self, means: dict[str, float], batch: Batch) -> None:
         """Before the first update the policy is the reference, so what they say must agree."""
-        if not needs_rejected(self.job.objective):
+        if not needs_reference(self.job.objective):
             return
         tokens = {"chosen": batch.chosen_tokens, "rejected": sum(len(p.sides[1].token_ids) for p in batch.pairs)}
         for side, count in tokens.items():
@@ -244,51 +300,26 @@ class Worker:
                 )
 
     def _if_measured(self, name: str, mean: float) -> float | None:
-        pairwise = ("dpo_loss", "rejected_logps", "ref_rejected_logps", "margin", "preference_accuracy")
-        return None if name in pairwise and not needs_rejected(self.job.objective) else mean
-
-    def _whole_model(self) -> PreTrainedModel | None:
-        """Return a model with all its weights on the first worker, None elsewhere. Every worker calls this."""
-        first = dist.get_rank() == 0
-        if self.job.settings.zero_stage < 3:
-            return self.model if first else None
-        state = self.engine._zero3_consolidated_16bit_state_dict()
-        if state is None:
+        alone = ("loss", "sft_loss", "chosen_logps", "ref_chosen_logps")
+        if name not in alone and not needs_rejected(self.job.objective):
             return None
-        model = load_model(self.job.model_dir, _dtype(self.job.settings))
-        prefix = "model."
-        model.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in state.items()})
-        return model.to(self.device)  # type: ignore[arg-type]
-
-
-def deepspeed_config(settings: TrainingSettings) -> dict[str, Any]:
-    """Return DeepSpeed's own settings for ours."""
-    per_pass = settings.micro_batch_size * settings.num_workers
-    half = settings.dtype == "bfloat16"
-    # At stage 0 DeepSpeed keeps no float32 copy of bfloat16 weights, and small updates would round to nothing.
-    stage = 1 if half and settings.zero_stage == 0 else settings.zero_stage
-    return {
-        "train_batch_size": settings.batch_size,
-        "train_micro_batch_size_per_gpu": settings.micro_batch_size,
-        "gradient_accumulation_steps": settings.batch_size // per_pass,
-        "gradient_clipping": settings.max_grad_norm,
-        "optimizer": {
-            "type": "AdamW",
-            # torch's own: DeepSpeed's needs a compiler on the machine.
-            "params": {"lr": settings.learning_rate, "weight_decay": settings.weight_decay, "torch_adam": True},
-        },
-        "bf16": {"enabled": half},
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "zero_optimization": {"stage": stage},
-        "steps_per_print": 2**31,
-    }
+        # Reference scores that the objective can do without may be missing.
+        return None if name.startswith("ref_") and math.isnan(mean) else mean
 
 
 _WAYS_OUT = 'try a smaller training.learning_rate, or training.dtype = "float32"'
 
 
-def _dtype(settings: TrainingSettings) -> torch.dtype:
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]
+def _sides(logps_S: torch.Tensor, tensors: PairTensors, *, num_sides: int) -> list[CompletionScores]:
+    """Return the scores of all chosen sides, and of all rejected ones where there are any."""
+    return [
+        CompletionScores(
+            logps_B=logps_S[side::num_sides],
+            ref_logps_B=tensors.ref_logps_S[side::num_sides],
+            num_tokens_B=tensors.num_tokens_S[side::num_sides],
+        )
+        for side in range(num_sides)
+    ]
 
 
 def _means(result: PairLoss) -> torch.Tensor:
@@ -301,21 +332,3 @@ def _ids(pairs: list[Any]) -> str:
     named = ", ".join(pair.pair_id for pair in pairs[:_IDS_NAMED])
     more = len(pairs) - _IDS_NAMED
     return f"{'pair' if len(pairs) == 1 else 'pairs'} {named}" + (f" and {more} more" if more > 0 else "")
-
-
-def _remove_dropout(model: PreTrainedModel) -> None:
-    """The reference was scored without dropout; with it, policy and reference would differ before the first step."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
-
-
-def _quieten() -> None:
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    if os.environ.get("DS_ACCELERATOR") == "cpu":
-        # A shared-memory extension that would be compiled on the spot; gloo does without.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
