@@ -11,12 +11,12 @@ against `dpo_length_sft` without a length margin. Differences of loss and gradie
 
 Speed and memory: `--model`, or else the demo model; pairs whose lengths are those of real traces, the longest about 2,000
 tokens, from a JSONL file of prompt, chosen and rejected texts or else strung together from the fixtures. Gradient
-checkpointing is on for both, TRL's default. TRL reads 1, 2 or 4 pairs in one pass, those of a step sorted by length, since
-its `padding_free` is switched off in this version; speed is held against its fastest, memory against its leanest. Tokens are
-those of both sides with their prompts, without padding, whatever a trainer makes of them. The first step is not timed.
-Peak memory is the process's resident memory, Python and its libraries included, until the last step is done. tokensqueeze
-starts its CPU workers with settings for glibc's allocator of its own (`GLIBC_TUNABLES`); TRL runs as installed, and once more
-with the same settings.
+checkpointing is on for both, TRL's default; tokensqueeze keeps the activations that fit `--activation-gib`. TRL reads 1, 2 or
+4 pairs in one pass, those of a step sorted by length, since its `padding_free` is switched off in this version; speed is held
+against its fastest, memory against its leanest. Tokens are those of both sides with their prompts, without padding, whatever
+a trainer makes of them. The first step is not timed. Peak memory is the process's resident memory, Python and its libraries
+included, until the last step is done. tokensqueeze starts its CPU workers with settings for glibc's allocator
+(`GLIBC_TUNABLES`); TRL runs as installed, and once more with the same settings.
 """
 
 import argparse
@@ -69,7 +69,8 @@ def main() -> None:
     parser.add_argument("--pairs-per-step", type=int, default=8)
     parser.add_argument("--longest", type=int, default=LONGEST, help="tokens of the longest sequence; lengths scale with it")
     parser.add_argument("--trl-pairs-at-once", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--micro-batch-tokens", type=int, default=2048, help="what tokensqueeze reads in one pass")
+    parser.add_argument("--micro-batch-tokens", type=int, default=1, help="what tokensqueeze reads in one pass, or one pair")
+    parser.add_argument("--activation-gib", type=float, default=0.75, help="tokensqueeze's training.activation_gib")
     parser.add_argument("--no-gradient-checkpointing", action="store_true", help="for either trainer")
     parser.add_argument("--repeats", type=int, default=1, help="times that every trainer runs, in turn")
     parser.add_argument("--threads", type=int, default=2)
@@ -141,7 +142,13 @@ class Bench:
             pairs_per_step=arguments.pairs_per_step,
             learning_rate=TIMED_LEARNING_RATE,
         )
-        ours = replace(task, trainer="tokensqueeze", at_once=arguments.micro_batch_tokens, glibc_tunables=GLIBC_TUNABLES)
+        ours = replace(
+            task,
+            trainer="tokensqueeze",
+            at_once=arguments.micro_batch_tokens,
+            activation_gib=arguments.activation_gib,
+            glibc_tunables=GLIBC_TUNABLES,
+        )
         trl = {f"trl, {size} at once": replace(task, trainer="trl", at_once=size) for size in arguments.trl_pairs_at_once}
         leanest = f"trl, {min(arguments.trl_pairs_at_once)} at once"
         tasks = {"tokensqueeze": ours} | trl | {SAME_ALLOCATOR: replace(trl[leanest], glibc_tunables=GLIBC_TUNABLES)}

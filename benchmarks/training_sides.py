@@ -58,6 +58,7 @@ def with_tokensqueeze(task: Task) -> Outcome:
             dtype="float32",
             zero_stage=0,
             gradient_checkpointing=task.gradient_checkpointing,
+            activation_gib=task.activation_gib,
         ),
         objective=DPOLengthSFT(beta=task.beta, length_weight=0, dpo_weight=0.5) if task.with_sft else DPO(beta=task.beta),
         model_dir=Path(task.model_dir),

@@ -49,6 +49,8 @@ class Task:
     """What one forward pass reads: pairs for TRL, tokens for tokensqueeze."""
     gradient_checkpointing: bool
     threads: int
+    activation_gib: float = 0
+    """tokensqueeze's `training.activation_gib`."""
     glibc_tunables: str = ""
     """What the process is told of memory; tokensqueeze tells its CPU workers something."""
 

@@ -243,6 +243,9 @@ class TrainingSettings(Section):
     gradient_checkpointing: bool = True
     """Keep each layer's input alone and compute the rest again in the backward pass: a third more work for most of the
     activations' memory."""
+    activation_gib: float = Field(default=0, ge=0)
+    """With gradient checkpointing: about how much of each worker's memory activations may fill, in GiB, before they are
+    computed again. Short passes then keep many layers' and long ones few."""
     num_workers: int = Field(default=1, ge=1)
     min_workers: int | None = Field(default=None, ge=1)
     """Start, or go on after a loss, with as few workers as this where the cluster has no more. Once a minute Ray Train looks
@@ -280,7 +283,7 @@ class TrainingSettings(Section):
         saving = {"checkpoint_every", "keep_checkpoints"}
         spreading = {"num_workers", "min_workers", "max_failures", "gpus_per_worker"}
         # Nor how the work is cut up, which is a matter of rounding.
-        cutting = {"micro_batch_tokens", "gradient_checkpointing"}
+        cutting = {"micro_batch_tokens", "gradient_checkpointing", "activation_gib"}
         return self.model_dump(exclude=watching | saving | spreading | cutting)
 
 

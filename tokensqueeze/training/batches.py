@@ -37,6 +37,10 @@ class MicroBatch:
     pairs: list[EncodedPair]
     filler: bool
 
+    @property
+    def num_tokens(self) -> int:
+        return sum(pair.num_tokens for pair in self.pairs)
+
 
 def num_steps(*, num_pairs: int, batch_size: int, epochs: int) -> int:
     """Return how many optimiser steps a training takes."""

@@ -36,6 +36,7 @@ from tokensqueeze.training.guards import (
 )
 from tokensqueeze.training.job import Preempted, TrainingJob
 from tokensqueeze.training.pairs import usable_pairs
+from tokensqueeze.training.recompute import Recompute
 from tokensqueeze.training.schedule import learning_rate_at
 from tokensqueeze.training.together import from_all, from_first
 from tokensqueeze.training.training_log import PairsRow, Row, StepRow
@@ -110,6 +111,8 @@ class Worker:
     """Inside the engine; under ZeRO-3 its tensors are empty between passes."""
     optimizer: torch.optim.Optimizer
     device: torch.device
+    recompute: Recompute | None
+    """None where no activation is computed again."""
     seen: list[ScoredMicroBatch] = field(default_factory=list)
     """What this worker has scored of the step it is at."""
 
@@ -118,7 +121,10 @@ class Worker:
         model = load_policy(job)
         check_exportable(model, job.model_dir)
         engine, optimizer = start_engine(model, job.settings)
-        return cls(job, engine, model, optimizer, torch.device(engine.device))  # type: ignore[arg-type]
+        recompute = None
+        if job.settings.gradient_checkpointing:
+            recompute = Recompute(model, budget_bytes=job.settings.activation_gib * 2**30)
+        return cls(job, engine, model, optimizer, torch.device(engine.device), recompute)  # type: ignore[arg-type]
 
     def train_step(self, batch: Batch, *, steps: int) -> StepRow:
         """Do one optimiser step. Raises `TrainingError` if loss or gradient is not finite, or the reference stale."""
@@ -133,17 +139,19 @@ class Worker:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        shares = micro_batches(
-            batch,
-            max_tokens=settings.micro_batch_tokens,
-            num_workers=dist.get_world_size(),
-            rank=dist.get_rank(),
-        )
+        by_rank = [
+            micro_batches(batch, max_tokens=settings.micro_batch_tokens, num_workers=dist.get_world_size(), rank=rank)
+            for rank in range(dist.get_world_size())
+        ]
         totals = torch.zeros(len(_MEANS), dtype=torch.float64, device=self.device)
         self.seen.clear()
-        for index, share in enumerate(shares):
+        for shares in zip(*by_rank, strict=True):
+            share = shares[dist.get_rank()]
             # Said by hand because the last batch of an epoch has fewer micro-batches.
-            self.engine.set_gradient_accumulation_boundary(index == len(shares) - 1)
+            self.engine.set_gradient_accumulation_boundary(share is by_rank[dist.get_rank()][-1])
+            if self.recompute:
+                # Alike on all workers: under ZeRO-3 a layer that is computed again is gathered again.
+                self.recompute.prepare(max(share.num_tokens for share in shares))
             totals += self._forward_backward(share, batch)
         dist.all_reduce(totals)
         means = dict[str, float](zip(_MEANS, totals.tolist(), strict=True))
