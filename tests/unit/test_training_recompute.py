@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config
+from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, Qwen3Config
 
 from tokensqueeze.objectives.packing import pack, packed_attention
 from tokensqueeze.objectives.sequence_logps import CompletionLogps
@@ -59,6 +59,10 @@ def test_heads_may_be_wider_than_the_model_and_experts_count_as_many_as_a_token_
     assert kept_numbers_per_token(config) == 6 * 8 + 7 * 64 + 4 * 20
     config.num_experts_per_tok, config.moe_intermediate_size = 3, 5
     assert kept_numbers_per_token(config) == 6 * 8 + 7 * 64 + 4 * 15
+
+
+def test_model_that_does_not_name_its_mlps_width_has_the_usual_one() -> None:
+    assert kept_numbers_per_token(GPT2Config(n_embd=8, n_head=4)) == 6 * 8 + 7 * 8 + 4 * 32
 
 
 def _pass(model: LlamaForCausalLM, tokens: int) -> torch.Tensor:

@@ -47,10 +47,6 @@ class Packed:
     position_ids_N: torch.Tensor
     sequences: list[tuple[Span, Span]]
 
-    @property
-    def num_completion_tokens(self) -> int:
-        return sum(len(completion) for _, completion in self.sequences)
-
 
 def pack(groups: Sequence[tuple["ArrayLike", Sequence["ArrayLike"]]], *, device: torch.device | str = "cpu") -> Packed:
     """Pack (prompt, its completions) groups of token ids, none of them empty."""

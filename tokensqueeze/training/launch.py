@@ -48,7 +48,7 @@ from tokensqueeze.training.trackers import Trackers
 from tokensqueeze.training.training_log import DevRow, LogTail, Row, StepRow, WarningRow
 
 _COLLECTIVE_SECONDS = 4 * 3600
-"""How long a worker waits for the others: the first one decodes the dev problems meanwhile. Ray notices a dead one."""
+"""How long a worker waits for the others: one may still be decoding dev problems. Ray notices a dead one."""
 _POLL_SECONDS = 0.25
 GLIBC_TUNABLES = "glibc.malloc.mmap_threshold=4194304:glibc.malloc.hugetlb=1"
 """For workers on CPUs. Activations come and go in many sizes, and left in the heap they leave holes: a third more memory
@@ -141,6 +141,8 @@ def train_model(
         raise SettingsError('training.export: "best" needs dev problems to tell by; give some, or export the last')
     newest_checkpoint(job.checkpoints_dir, job_name=name)
     if not _is_exported(job):
+        # A kill between the next export and its note must not leave the old note beside the new model.
+        (job.output_dir / _EXPORTED).unlink(missing_ok=True)
         go_back(job)
         with _reporting(job, steps, progress, warn):
             _fit(job)

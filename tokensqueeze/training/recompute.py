@@ -20,9 +20,11 @@ def kept_numbers_per_token(config: "PreTrainedConfig") -> int:
     text = config.get_text_config()
     heads = text.num_attention_heads
     attention = heads * (getattr(text, "head_dim", None) or text.hidden_size // heads)
+    # GPT-2 and its kin leave the MLP's width out: four times the model's.
+    dense_size = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
     experts = getattr(text, "num_experts_per_tok", None)
-    expert_size = getattr(text, "moe_intermediate_size", None) or text.intermediate_size
-    inner = experts * expert_size if experts else text.intermediate_size
+    expert_size = getattr(text, "moe_intermediate_size", None) or dense_size
+    inner = experts * expert_size if experts else dense_size
     return 6 * text.hidden_size + 7 * attention + 4 * inner
 
 
