@@ -65,6 +65,7 @@ def test_killed_worker_is_replaced_and_the_training_ends_as_if_nothing_had_been(
 
     with _meanwhile(_at_first_checkpoint(tmp_path, kill)):
         training.run()
+    assert [progress.step for progress in training.seen] == list(range(1, 91))
     _assert_as_undisturbed(training, undisturbed)
 
 
@@ -80,6 +81,7 @@ def test_worker_that_is_told_to_go_saves_a_checkpoint_and_nothing_is_lost(
 
     with _meanwhile(terminate):
         training.run()
+    assert [progress.step for progress in training.seen] == list(range(1, 91))
     _assert_as_undisturbed(training, undisturbed)
     saved, last = _saved_steps(tmp_path)
     assert 10 <= saved < last == 90
@@ -103,7 +105,10 @@ def test_disk_that_fills_up_during_a_save_costs_no_checkpoint_before(
     assert before[0] >= 10
     assert sorted(path.name for path in tmp_path.glob("checkpoints/step-*")) == [f"step-{step:06d}" for step in before]
 
+    told = len(training.seen)
     training.run()
+    # What was done after the last whole checkpoint is done, and told, again.
+    assert [progress.step for progress in training.seen[told:]] == list(range(before[-1] + 1, 91))
     _assert_as_undisturbed(training, undisturbed)
 
 
@@ -171,7 +176,6 @@ def _settings(**changes: object) -> TrainingSettings:
 
 
 def _assert_as_undisturbed(training: Training, undisturbed: Training) -> None:
-    assert [progress.step for progress in training.seen] == list(range(1, 91))
     assert without_measurements(training.steps) == without_measurements(undisturbed.steps)
     logs = [run.output_dir / "training_log.jsonl" for run in (training, undisturbed)]
     assert dev_rows(logs[0]) == dev_rows(logs[1])

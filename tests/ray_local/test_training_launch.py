@@ -194,14 +194,34 @@ def test_bfloat16_keeps_up_with_float32(uninterrupted: tuple[Training, TrainingO
 
 
 @pytest.mark.parametrize(
-    ("zero_stage", "offload"),
-    [(0, "none"), (1, "none"), (2, "none"), (2, "optimizer"), (3, "none"), (3, "optimizer_and_parameters")],
+    ("zero_stage", "offload", "activation_gib"),
+    [
+        (0, "none", 0),
+        (1, "none", 0),
+        (2, "none", 0),
+        (2, "optimizer", 0),
+        (3, "none", 0),
+        # Some passes compute both layers again, some one, some none.
+        (3, "optimizer_and_parameters", 1e-4),
+    ],
 )
 def test_two_workers_agree_with_one(
-    uninterrupted: tuple[Training, TrainingOutcome], world: World, tmp_path: Path, zero_stage: int, offload: str
+    uninterrupted: tuple[Training, TrainingOutcome],
+    world: World,
+    tmp_path: Path,
+    zero_stage: int,
+    offload: str,
+    activation_gib: float,
 ) -> None:
     # One pair at a time: the last batch of an epoch, two pairs, is one each.
-    settings = changed(zero_stage=zero_stage, offload=offload, num_workers=2, micro_batch_tokens=1)
+    settings = changed(
+        zero_stage=zero_stage,
+        offload=offload,
+        num_workers=2,
+        micro_batch_tokens=1,
+        gradient_checkpointing=activation_gib > 0,
+        activation_gib=activation_gib,
+    )
     training = Training(world, tmp_path, settings=settings)
     outcome = training.run()
     assert_same_curve(training.steps, uninterrupted[0].steps[:6])

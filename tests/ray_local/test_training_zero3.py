@@ -18,7 +18,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.multiprocessing.spawn import start_processes
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from tokensqueeze.config import LoRASettings, TrainingSettings
 from tokensqueeze.errors import TokenSqueezeError
@@ -228,36 +228,25 @@ def _worker(rank: int, num_workers: int, folder: Path, trainings: Sequence[Train
 
 def _train(training: Training) -> Outcome:
     """Load, take some steps of plain SFT, with a look at the dev problems before each, and export."""
-    import deepspeed
-    from transformers.integrations.deepspeed import HfDeepSpeedConfig
-
-    from tokensqueeze.objectives.sequence_logps import CompletionLogps
+    from tokensqueeze.training import zero
     from tokensqueeze.training.dev_accuracy import measure_dev_accuracy
     from tokensqueeze.training.export import export_model
-    from tokensqueeze.training.lora import add_adapters
-    from tokensqueeze.training.zero import deepspeed_config, quieten
 
-    quieten()
+    zero.quieten()
     settings = training.settings
     rank, num_workers = dist.get_rank(), dist.get_world_size()
-    config = deepspeed_config(settings)
-    if settings.zero_stage == 3:
-        config["zero_optimization"] |= SMALL_CUTS
+    usual_config = zero.deepspeed_config
+
+    def small_cuts(settings: TrainingSettings) -> dict[str, Any]:
+        config = usual_config(settings)
+        config["zero_optimization"] |= SMALL_CUTS if settings.zero_stage == 3 else {}
+        return config
+
+    zero.deepspeed_config = small_cuts
     outcome = Outcome()
     with _most_held(outcome, "load"):
-        deepspeed.init_distributed(dist_backend="gloo", verbose=False)
-        partitioned = HfDeepSpeedConfig(config) if settings.zero_stage == 3 else None
-        model = AutoModelForCausalLM.from_pretrained(training.base_dir, dtype=torch.float32)
-        del partitioned
-        if settings.lora:
-            add_adapters(model, settings.lora, seed=settings.seed)
-        model.train()
-        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        engine, *_ = deepspeed.initialize(
-            model=CompletionLogps(model),
-            model_parameters=trainable,  # type: ignore[arg-type]
-            config=config,
-        )
+        model = zero.load_policy(training.base_dir, settings)
+        engine, _ = zero.start_engine(model, settings)
     shapes = [getattr(parameter, "ds_shape", parameter.shape) for parameter in model.parameters()]
     outcome.largest_parameter = 4 * max(torch.Size(shape).numel() for shape in shapes)
 

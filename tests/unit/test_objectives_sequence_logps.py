@@ -1,5 +1,6 @@
 """Log-probabilities of completions against the model's own full logits, on a random two-layer model in float64."""
 
+import copy
 from typing import ClassVar
 
 import pytest
@@ -65,6 +66,18 @@ def test_head_of_its_own_with_a_bias_gets_its_gradient() -> None:
         bias = model.lm_head.bias
         gradients.append([model.lm_head.weight.grad.clone(), bias.grad.clone()])  # type: ignore[union-attr]
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
+
+
+def test_bfloat16_heads_gradient_keeps_its_digits_over_many_chunks() -> None:
+    torch.manual_seed(3)
+    rounded = _model(tie_word_embeddings=False).bfloat16()
+    ids = torch.randint(0, 40, (600,)).tolist()
+    gradients = []
+    for model, positions_at_once in ((copy.deepcopy(rounded).float(), 600), (rounded, 2)):
+        completion_logps(model, pack([(ids[:3], [ids[3:]])]), positions_at_once=positions_at_once).sum().backward()
+        gradients.append(model.lm_head.weight.grad.float())  # type: ignore[union-attr]
+    expected, gradient = gradients
+    assert torch.linalg.vector_norm(gradient - expected) / torch.linalg.vector_norm(expected) < 0.01
 
 
 def test_no_tensor_of_all_positions_by_the_vocabulary_exists(model: Qwen3ForCausalLM) -> None:

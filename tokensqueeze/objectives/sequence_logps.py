@@ -114,8 +114,10 @@ class _TargetLogprobs(torch.autograd.Function):
         (gradient_C,) = gradients
         hidden_CD, weight_VD, bias_V, targets_C, logsumexp_C = ctx.saved_tensors
         hidden_gradient_CD = torch.empty_like(hidden_CD)
-        weight_gradient_VD = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None
-        bias_gradient_V = torch.zeros_like(bias_V) if bias_V is not None and ctx.needs_input_grad[2] else None
+        # Added up in float32 at least: over many chunks bfloat16 would lose digits.
+        wide = logsumexp_C.dtype
+        weight_gradient_VD = torch.zeros_like(weight_VD, dtype=wide) if ctx.needs_input_grad[1] else None
+        bias_gradient_V = torch.zeros_like(bias_V, dtype=wide) if bias_V is not None and ctx.needs_input_grad[2] else None
         for start in range(0, len(hidden_CD), ctx.size):
             rows = slice(start, start + ctx.size)
             hidden, gradient = hidden_CD[rows], gradient_C[rows, None]
@@ -124,8 +126,11 @@ class _TargetLogprobs(torch.autograd.Function):
             change.scatter_add_(1, targets_C[rows, None], gradient)
             change = change.to(hidden.dtype)
             torch.mm(change, weight_VD, out=hidden_gradient_CD[rows])
-            if weight_gradient_VD is not None:
+            if weight_gradient_VD is not None and weight_VD.dtype == wide:
                 weight_gradient_VD.addmm_(change.t(), hidden)
+            elif weight_gradient_VD is not None:
+                weight_gradient_VD += torch.mm(change.t(), hidden)
             if bias_gradient_V is not None:
                 bias_gradient_V += change.sum(0)
-        return hidden_gradient_CD, weight_gradient_VD, bias_gradient_V, None, None
+        sums = [None if sum_ is None else sum_.to(weight_VD.dtype) for sum_ in (weight_gradient_VD, bias_gradient_V)]
+        return hidden_gradient_CD, *sums, None, None

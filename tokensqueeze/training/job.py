@@ -48,7 +48,16 @@ class Preempted(Exception):
     """The workers are being taken away; a checkpoint of this very step was saved."""
 
 
-def job_name(*, settings: TrainingSettings, objective: ObjectiveSettings, model_dir: Path, usable: UsablePairs) -> str:
+def job_name(
+    *,
+    settings: TrainingSettings,
+    objective: ObjectiveSettings,
+    model_dir: Path,
+    usable: UsablePairs,
+    dev_problems: Sequence[Problem] = (),
+    dev_max_tokens: int = 0,
+    think_end: str = "",
+) -> str:
     """Return a fingerprint of all that weights and log depend on; how often to save, on what, and which to export, is not."""
     pairs = hashlib.sha256()
     for pair in sorted(usable.pairs, key=lambda pair: pair.pair_id):
@@ -61,5 +70,6 @@ def job_name(*, settings: TrainingSettings, objective: ObjectiveSettings, model_
             "objective": objective.model_dump(),
             "model": model_fingerprint(model_dir),
             "pairs": pairs.hexdigest(),
+            "dev": [[problem.prompt_token_ids, problem.gold_answer] for problem in dev_problems] + [dev_max_tokens, think_end],
         }
     )

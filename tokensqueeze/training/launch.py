@@ -124,7 +124,16 @@ def train_model(
     if needs_reference(objective):
         check_scores(pairs, usable, model_dir=model_dir)
     steps = num_steps(num_pairs=len(usable.pairs), batch_size=settings.batch_size, epochs=settings.epochs)
-    name = job_name(settings=settings, objective=objective, model_dir=model_dir, usable=usable)
+    dev_problems = list(dev_problems[: settings.dev_problems])
+    name = job_name(
+        settings=settings,
+        objective=objective,
+        model_dir=model_dir,
+        usable=usable,
+        dev_problems=dev_problems,
+        dev_max_tokens=dev_max_tokens,
+        think_end=think_end,
+    )
     make_folder(output_dir)
     job = TrainingJob(
         pairs=Table(pairs.path.absolute(), ScoredPair),
@@ -132,7 +141,7 @@ def train_model(
         objective=objective,
         model_dir=model_dir.absolute(),
         output_dir=output_dir.absolute(),
-        dev_problems=list(dev_problems[: settings.dev_problems]),
+        dev_problems=dev_problems,
         dev_max_tokens=dev_max_tokens,
         think_end=think_end,
         name=name,

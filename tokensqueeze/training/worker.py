@@ -84,11 +84,12 @@ def run_worker(job: TrainingJob, *, preempted: Callable[[], bool] = lambda: Fals
     else:
         load_checkpoint(worker.engine, start)
     so_far = from_first(training_log.read(job.log_path) if dist.get_rank() == 0 else [])
-    watch = DriftWatch(settings, usable.pairs, so_far)
+    # Where the objective needs no reference, its scores may be anything.
+    watch = DriftWatch(settings, usable.pairs, so_far) if needs_reference(job.objective) else None
     for batch in planned[start.step if start else 0 :]:
         row = worker.train_step(batch, steps=len(planned))
         worker.log(row)
-        for warning in watch.see(row):
+        for warning in watch.see(row) if watch else ():
             worker.log(warning)
         last = batch.step == len(planned)
         if last or batch.step % settings.dev_every == 0:
@@ -118,7 +119,7 @@ class Worker:
 
     @classmethod
     def start(cls, job: TrainingJob) -> "Worker":
-        model = load_policy(job)
+        model = load_policy(job.model_dir, job.settings)
         check_exportable(model, job.model_dir)
         engine, optimizer = start_engine(model, job.settings)
         recompute = None
@@ -258,7 +259,8 @@ class Worker:
             broken = not_finite((name, parameter.grad) for name, parameter in self.model.named_parameters())
         if norm is None:
             norm = float(self.engine.get_global_grad_norm() or 0.0) if self.engine.was_step_applied() else math.inf
-        if not math.isfinite(norm):
+        # DeepSpeed says −1 where it skipped a step.
+        if not (math.isfinite(norm) and norm >= 0):
             figures = [row for rows in from_all(self._figures()) for row in rows]
             what = f"the gradient's norm is {norm} on {_ids(batch.pairs)}"
             raise self._not_finite(batch, what, figures, gradients_not_finite=broken)

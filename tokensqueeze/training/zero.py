@@ -5,6 +5,7 @@ Imported in the workers alone: DeepSpeed and transformers are slow and talkative
 
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -17,25 +18,23 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig
 from tokensqueeze.config import TrainingSettings
 from tokensqueeze.errors import TrainingError
 from tokensqueeze.objectives.sequence_logps import CompletionLogps
-from tokensqueeze.training.job import TrainingJob
 from tokensqueeze.training.lora import add_adapters
 
 _ACCUMULATION_STEPS = 2
 """Any number above 1 keeps DeepSpeed's accumulation buffers on; each batch says itself which of its passes is the last."""
 
 
-def load_policy(job: TrainingJob) -> PreTrainedModel:
+def load_policy(model_dir: Path, settings: TrainingSettings) -> PreTrainedModel:
     """Load the model to be trained, in training mode; under ZeRO-3 each worker gets its part of it alone."""
-    settings = job.settings
     # Before the weights are loaded: ZeRO-3 cuts them by the number of workers.
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
     # Under ZeRO-3 this object must live while the weights are loaded, or every worker loads the whole model.
     partitioned = HfDeepSpeedConfig(deepspeed_config(settings)) if settings.zero_stage == 3 else None
     model = AutoModelForCausalLM.from_pretrained(
-        job.model_dir, dtype=torch_dtype(settings), local_files_only=True, use_safetensors=True
+        model_dir, dtype=torch_dtype(settings), local_files_only=True, use_safetensors=True
     )
     del partitioned
-    _remove_dropout(model)
+    remove_dropout(model)
     if settings.lora:
         add_adapters(model, settings.lora, seed=settings.seed)
     model.train()
@@ -110,7 +109,7 @@ def quieten() -> None:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def _remove_dropout(model: PreTrainedModel) -> None:
+def remove_dropout(model: PreTrainedModel) -> None:
     """The reference was scored without dropout; with it, policy and reference would differ before the first step."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
