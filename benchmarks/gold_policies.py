@@ -43,7 +43,6 @@ def evaluate_gold_policy(settings: Settings, policy: world.Policy, store: Path) 
         model_dir=plan.base.folder,
         output_dir=training_dir,
         dev_problems=[],
-        dev_max_tokens=settings.training.dev_max_tokens,
         think_end=settings.model.think_end,
         progress=lambda progress: None,
     )

@@ -67,7 +67,6 @@ class Run:
             model_dir=self.model_dir,
             output_dir=self.folder,
             dev_problems=[],
-            dev_max_tokens=1,
             think_end="</think>",
             progress=self._note,
         )

@@ -64,7 +64,6 @@ def with_tokensqueeze(task: Task) -> Outcome:
         model_dir=Path(task.model_dir),
         output_dir=output_dir,
         dev_problems=[],
-        dev_max_tokens=1,
         think_end="</think>",
         name="train_vs_trl",
     )

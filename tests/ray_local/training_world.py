@@ -47,6 +47,7 @@ SETTINGS = TrainingSettings(
     zero_stage=0,
     checkpoint_every=5,
     dev_every=20,
+    dev_max_tokens=12,
     max_dev_accuracy_drop=1.0,
 )
 """Ten pairs make three steps an epoch: of four, four and two pairs."""
@@ -99,7 +100,6 @@ class Training:
             model_dir=self.world.base_dir,
             output_dir=self.output_dir,
             dev_problems=self.world.problems,
-            dev_max_tokens=12,
             think_end="</think>",
             progress=self.seen.append,
         )

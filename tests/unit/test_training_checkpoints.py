@@ -172,7 +172,6 @@ def _job(folder: Path, **settings: object) -> TrainingJob:
         model_dir=folder,
         output_dir=folder,
         dev_problems=[Problem("p", "q", "1", "q", [1])],
-        dev_max_tokens=8,
         think_end="</think>",
         name="job",
     )

@@ -236,7 +236,6 @@ def _job(folder: Path, trackers: Names, *, name: str = "job") -> TrainingJob:
         model_dir=folder / "base",
         output_dir=folder,
         dev_problems=[],
-        dev_max_tokens=8,
         think_end="</think>",
         name=name,
     )

@@ -39,10 +39,12 @@ def test_optimiser_states_in_cpu_memory_are_updated_by_deepspeeds_own_adam_where
 
 
 def test_bfloat16_without_cuts_still_gets_a_float32_copy_of_the_weights() -> None:
-    stages = [
-        deepspeed_config(TrainingSettings(zero_stage=stage, dtype=dtype))["zero_optimization"]["stage"]
-        for stage, dtype in ((0, "float32"), (0, "bfloat16"), (3, "bfloat16"))
+    settings = [
+        TrainingSettings(zero_stage=0, dtype="float32"),
+        TrainingSettings(zero_stage=0, dtype="bfloat16"),
+        TrainingSettings(zero_stage=3, dtype="bfloat16"),
     ]
+    stages = [deepspeed_config(each)["zero_optimization"]["stage"] for each in settings]
     assert stages == [0, 1, 3]
 
 

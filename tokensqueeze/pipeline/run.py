@@ -185,7 +185,6 @@ def _train(plan: RunPlan, listener: _NumberedStages) -> list[StageRecord]:
             model_dir=plan.base.folder,
             output_dir=make_folder(plan.training_dir),
             dev_problems=dev.problems if dev else [],
-            dev_max_tokens=settings.training.dev_max_tokens,
             think_end=settings.model.think_end,
             progress=listener.observer.training_progress,
             warn=listener.observer.note,

@@ -20,7 +20,6 @@ class TrainingJob:
     model_dir: Path
     output_dir: Path
     dev_problems: Sequence[Problem]
-    dev_max_tokens: int
     think_end: str
     """Text that ends the thinking block."""
     name: str
@@ -55,7 +54,6 @@ def job_name(
     model_dir: Path,
     usable: UsablePairs,
     dev_problems: Sequence[Problem] = (),
-    dev_max_tokens: int = 0,
     think_end: str = "",
 ) -> str:
     """Return a fingerprint of all that weights and log depend on; how often to save, on what, and which to export, is not."""
@@ -70,6 +68,6 @@ def job_name(
             "objective": objective.model_dump(),
             "model": model_fingerprint(model_dir),
             "pairs": pairs.hexdigest(),
-            "dev": [[problem.prompt_token_ids, problem.gold_answer] for problem in dev_problems] + [dev_max_tokens, think_end],
+            "dev": [[problem.prompt_token_ids, problem.gold_answer] for problem in dev_problems] + [think_end],
         }
     )

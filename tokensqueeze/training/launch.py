@@ -105,7 +105,6 @@ def train_model(
     model_dir: Path,
     output_dir: Path,
     dev_problems: Sequence[Problem],
-    dev_max_tokens: int,
     think_end: str,
     progress: Callable[[TrainingProgress], None],
     warn: Callable[[str], None] = lambda text: None,
@@ -131,7 +130,6 @@ def train_model(
         model_dir=model_dir,
         usable=usable,
         dev_problems=dev_problems,
-        dev_max_tokens=dev_max_tokens,
         think_end=think_end,
     )
     make_folder(output_dir)
@@ -142,7 +140,6 @@ def train_model(
         model_dir=model_dir.absolute(),
         output_dir=output_dir.absolute(),
         dev_problems=dev_problems,
-        dev_max_tokens=dev_max_tokens,
         think_end=think_end,
         name=name,
     )

@@ -179,7 +179,7 @@ class Worker:
             self.model,
             model_dir=job.model_dir,
             problems=job.dev_problems,
-            max_tokens=job.dev_max_tokens,
+            max_tokens=job.settings.dev_max_tokens,
             think_end=job.think_end,
             step=step,
         )
