@@ -143,9 +143,13 @@ def activation_bytes_per_token(shape: Shape, *, checkpointing: bool) -> int:
 
 
 def gathered_bytes(shape: Shape) -> float:
-    """Return what ZeRO-3 holds whole for a while: weights, the gradient of the largest piece, and a bucket of gradients."""
+    """Return what ZeRO-3 holds whole for a while: weights, the gradient of the largest piece, and a bucket of gradients.
+
+    The LM head's gradient is added up in float32, from bf16 products of a chunk each.
+    """
     largest = max(shape.layer_parameters, shape.embedding_parameters)
-    return 2 * max(LIVE_PARAMETERS, largest) + 2 * largest + 2 * REDUCE_BUCKET
+    gradient = max(2 * largest, 6 * shape.embedding_parameters)
+    return 2 * max(LIVE_PARAMETERS, largest) + gradient + 2 * REDUCE_BUCKET
 
 
 def logits_bytes() -> float:
@@ -274,9 +278,9 @@ def page() -> Iterator[str]:
         f"{LONGEST_PAIR_TOKENS:,} at most."
     )
     yield (
-        f"* Gathered: {LIVE_PARAMETERS:.0e} weights at once or the largest layer, its gradient, a bucket of "
-        f"{REDUCE_BUCKET:.0e} gradients; logits {LOGITS_AT_ONCE / 2**20:.0f} Mi at a time, {LOGITS_COPIES} times in float32; "
-        f"{_gb(OWN_BYTES)} for CUDA, NCCL and fragmentation."
+        f"* Gathered: {LIVE_PARAMETERS:.0e} weights at once or the largest layer, its gradient (6 bytes a number of the LM head), "
+        f"a bucket of {REDUCE_BUCKET:.0e} gradients; logits {LOGITS_AT_ONCE / 2**20:.0f} Mi at a time, {LOGITS_COPIES} times in "
+        f"float32; {_gb(OWN_BYTES)} for CUDA, NCCL and fragmentation."
     )
     yield (
         "* Activations in bf16, attention fused. With checkpointing each layer's input is kept, and one layer at work; "
