@@ -278,9 +278,9 @@ def page() -> Iterator[str]:
         f"{LONGEST_PAIR_TOKENS:,} at most."
     )
     yield (
-        f"* Gathered: {LIVE_PARAMETERS:.0e} weights at once or the largest layer, its gradient (6 bytes a number of the LM head), "
-        f"a bucket of {REDUCE_BUCKET:.0e} gradients; logits {LOGITS_AT_ONCE / 2**20:.0f} Mi at a time, {LOGITS_COPIES} times in "
-        f"float32; {_gb(OWN_BYTES)} for CUDA, NCCL and fragmentation."
+        f"* Gathered: {LIVE_PARAMETERS:.0e} weights at once or the largest layer, its gradient (6 bytes a number of the LM "
+        f"head), a bucket of {REDUCE_BUCKET:.0e} gradients; logits {LOGITS_AT_ONCE / 2**20:.0f} Mi at a time, {LOGITS_COPIES} "
+        f"times in float32; {_gb(OWN_BYTES)} for CUDA, NCCL and fragmentation."
     )
     yield (
         "* Activations in bf16, attention fused. With checkpointing each layer's input is kept, and one layer at work; "
