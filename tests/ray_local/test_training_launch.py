@@ -229,6 +229,17 @@ def test_two_workers_agree_with_one(
     assert outcome.base_dev_accuracy == 1.0
 
 
+def test_fewer_pairs_than_workers_train_as_one_worker_trains_them(world: World, tmp_path: Path) -> None:
+    curves = []
+    for num_workers in (1, 2):
+        settings = changed(zero_stage=3, num_workers=num_workers)
+        training = Training(world, tmp_path / str(num_workers), settings=settings, pairs=world.pairs[:1])
+        training.run()
+        curves.append(training.steps)
+    assert [row.step for row in curves[0]] == [1, 2]
+    assert_same_curve(curves[1], curves[0], tolerance=1e-4)
+
+
 def test_sft_in_bfloat16_raises_the_chosen_side_and_needs_no_rejected_one(world: World, tmp_path: Path) -> None:
     pairs = [dataclasses.replace(p, rejected=None, rejected_token_ids=None, ref_rejected_logps=None) for p in world.pairs]
     settings = changed(dtype="bfloat16", zero_stage=2, learning_rate=3e-3)
