@@ -229,9 +229,12 @@ def _plain_error(error: Exception, job: TrainingJob) -> TokenSqueezeError:
     write_text(path, str(error))
     rank, cause = next(iter(causes.items()))
     first_line = next(iter(str(cause).splitlines()), "")
+    who, used_up = "Ray Train", ""
+    if getattr(error, "worker_failures", None):
+        who, used_up = f"worker {rank}", f"training.max_failures = {job.settings.max_failures} new starts are used up; "
     return TrainingError(
-        f"worker {rank} failed: {type(cause).__name__}: {first_line}; training.max_failures = {job.settings.max_failures} "
-        f"new starts are used up; the whole trace is in {path}. Run the same command again to go on from the newest checkpoint"
+        f"{who} failed: {type(cause).__name__}: {first_line}; {used_up}the whole trace is in {path}. Run the same command "
+        "again to go on from the newest checkpoint"
     )
 
 
