@@ -232,7 +232,8 @@ class TrainingSettings(Section):
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     max_length: int = Field(default=9000, ge=1)
-    """Prompt and completion together; a pair with a longer side is left out whole, and counted."""
+    """Prompt and completion together; a pair with a side longer than this, or than the model's context, is left out whole, and
+    counted."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     lora: LoRASettings | None = None
     """Train low-rank adapters alone, merged at export; without a section [training.lora], all parameters are trained."""

@@ -11,11 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokensqueeze.config import TrainingSettings
 from tokensqueeze.errors import NoPairsError, TrainingError
 from tokensqueeze.schema import ScoredPair
 from tokensqueeze.tables import Table
 from tokensqueeze.training.batches import batches, micro_batches, num_steps
 from tokensqueeze.training.collate import collate
+from tokensqueeze.training.job import longest_sequence
 from tokensqueeze.training.pairs import EncodedPair, encode_pair, usable_pairs
 
 
@@ -61,7 +63,9 @@ def test_rejected_side_counts_for_nothing_where_it_is_not_needed(tmp_path: Path)
 
 def test_no_pair_within_the_limit_is_an_error_that_names_it(tmp_path: Path) -> None:
     table = _table(tmp_path, [_row("a", chosen=2, rejected=6)])
-    with pytest.raises(NoPairsError, match=r"all 1 pairs are longer than training\.max_length = 8; raise it"):
+    with pytest.raises(
+        NoPairsError, match=r"all 1 pairs are longer than 8 tokens, the less of training\.max_length and the model's context"
+    ):
         usable_pairs(table, max_length=8, needs_rejected=True)
 
 
@@ -70,7 +74,7 @@ def test_no_pair_left_for_two_reasons_is_an_error_that_names_both(tmp_path: Path
     with pytest.raises(NoPairsError, match="all 1 pairs have the same chosen and rejected completion; pair anew"):
         usable_pairs(_table(tmp_path / "same", [same]), max_length=8, needs_rejected=True)
     table = _table(tmp_path / "both", [same, _row("b", chosen=2, rejected=6)])
-    with pytest.raises(NoPairsError, match=r"1 pairs are longer than training\.max_length = 8, 1 have the same"):
+    with pytest.raises(NoPairsError, match=r"1 pairs are longer than 8 tokens, 1 have the same"):
         usable_pairs(table, max_length=8, needs_rejected=True)
 
 
@@ -93,6 +97,11 @@ def test_pair_that_is_not_whole_is_an_error(tmp_path: Path, changes: dict[str, o
     row = dataclasses.replace(_row("a", chosen=2, rejected=3), **changes)  # type: ignore[arg-type]
     with pytest.raises(TrainingError, match=message):
         usable_pairs(_table(tmp_path, [row]), max_length=99, needs_rejected=True)
+
+
+def test_sequence_may_be_as_long_as_settings_and_model_both_allow(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 7}')
+    assert [longest_sequence(TrainingSettings(max_length=length), tmp_path) for length in (6, 7, 8)] == [6, 7, 7]
 
 
 @given(count=st.integers(1, 40), batch_size=st.integers(1, 12), epochs=st.integers(1, 3), seed=st.integers(0, 9))

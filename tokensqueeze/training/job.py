@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tokensqueeze.config import ObjectiveSettings, TrainingSettings
+from tokensqueeze.engines.checkpoint import context_length
 from tokensqueeze.fingerprint import fingerprint, model_fingerprint
 from tokensqueeze.schema import Problem, ScoredPair
 from tokensqueeze.tables import Table
@@ -41,6 +42,11 @@ class TrainingJob:
         """Whether a checkpoint is due: also wherever dev accuracy is measured, if the best one is to be exported."""
         measured = self.settings.export == "best" and bool(self.dev_problems) and step % self.settings.dev_every == 0
         return step == steps or step % self.settings.checkpoint_every == 0 or measured
+
+
+def longest_sequence(settings: TrainingSettings, model_dir: Path) -> int:
+    """Return how many tokens a side may have with its prompt: no more than the settings allow, nor than the model takes."""
+    return min(settings.max_length, context_length(model_dir))
 
 
 class Preempted(Exception):

@@ -41,7 +41,7 @@ from tokensqueeze.training.checkpoints import (
     storage_failure,
 )
 from tokensqueeze.training.guards import check_scores
-from tokensqueeze.training.job import Preempted, TrainingJob, job_name
+from tokensqueeze.training.job import Preempted, TrainingJob, job_name, longest_sequence
 from tokensqueeze.training.pairs import UsablePairs, usable_pairs
 from tokensqueeze.training.preemption import PreemptionWatch
 from tokensqueeze.training.trackers import Trackers
@@ -116,7 +116,7 @@ def train_model(
     """
     usable = usable_pairs(
         pairs,
-        max_length=settings.max_length,
+        max_length=longest_sequence(settings, model_dir),
         needs_rejected=needs_rejected(objective),
         needs_reference=needs_reference(objective),
     )

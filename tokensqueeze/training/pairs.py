@@ -112,11 +112,13 @@ def _why_none(left_out: Mapping[str, LeftOut], max_length: int) -> str:
     too_long = sum(reason == "too long" for reason in left_out.values())
     same = len(left_out) - too_long
     if not same:
-        return f"all {too_long} pairs are longer than training.max_length = {max_length}; raise it"
+        return (
+            f"all {too_long} pairs are longer than {max_length} tokens, the less of training.max_length and the model's context"
+        )
     if not too_long:
         return f"all {same} pairs have the same chosen and rejected completion; pair anew"
     return (
-        f"{too_long} pairs are longer than training.max_length = {max_length}, {same} have the same chosen and rejected "
+        f"{too_long} pairs are longer than {max_length} tokens, {same} have the same chosen and rejected "
         "completion; raise it, or pair anew"
     )
 

@@ -34,7 +34,7 @@ from tokensqueeze.training.guards import (
     not_finite,
     save_evidence,
 )
-from tokensqueeze.training.job import Preempted, TrainingJob
+from tokensqueeze.training.job import Preempted, TrainingJob, longest_sequence
 from tokensqueeze.training.pairs import usable_pairs
 from tokensqueeze.training.recompute import Recompute
 from tokensqueeze.training.schedule import learning_rate_at
@@ -70,7 +70,7 @@ def run_worker(job: TrainingJob, *, preempted: Callable[[], bool] = lambda: Fals
     settings = job.settings
     usable = usable_pairs(
         job.pairs,
-        max_length=settings.max_length,
+        max_length=longest_sequence(settings, job.model_dir),
         needs_rejected=needs_rejected(job.objective),
         needs_reference=needs_reference(job.objective),
     )
