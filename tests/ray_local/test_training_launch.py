@@ -224,7 +224,7 @@ def test_two_workers_agree_with_one(
     )
     training = Training(world, tmp_path, settings=settings)
     outcome = training.run()
-    assert_same_curve(training.steps, uninterrupted[0].steps[:6])
+    assert_same_curve(training.steps, uninterrupted[0].steps[:6], tolerance=1e-4)
     assert tensor_infos(outcome.model_dir) == tensor_infos(world.base_dir)
     assert outcome.base_dev_accuracy == 1.0
 
