@@ -16,10 +16,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.multiprocessing.spawn import start_processes
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from tests.ray_local.word_tokenizer import word_tokenizer
 from tokensqueeze.config import LoRASettings, TrainingSettings
 from tokensqueeze.errors import TokenSqueezeError
 from tokensqueeze.objectives.packing import pack
@@ -78,7 +78,7 @@ class Outcome:
 def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     """A model that answers each problem after a number of words of its own, so that some workers finish early."""
     folder = tmp_path_factory.mktemp("base")
-    _tokenizer().save_pretrained(folder)
+    word_tokenizer(TOKENS).save_pretrained(folder)
     problems = [Problem(f"p{i}", f"q{i}", str(i), f"q{i} <think>", _ids(f"q{i} <think>")) for i in ANSWERS]
     _taught_model(problems).save_pretrained(folder)
     return Base(folder, problems)
@@ -309,12 +309,6 @@ _PARAMETERS: dict[int, torch.nn.Parameter] = {}
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
-
-
-def _tokenizer() -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.WordLevel({token: index for index, token in enumerate(TOKENS)}, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
 
 
 def _ids(text: str) -> list[int]:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from tests.ray_local.word_tokenizer import word_tokenizer
 from tokensqueeze.config import DPOLengthSFT, ObjectiveSettings, TrainingSettings
 from tokensqueeze.objectives.packing import pack
 from tokensqueeze.objectives.sequence_logps import completion_logps
@@ -66,7 +66,7 @@ class World:
 def make_world(folder: Path) -> World:
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    tokenizer = _tokenizer()
+    tokenizer = word_tokenizer(TOKENS)
     tokenizer.save_pretrained(folder)
     problems = [Problem(f"p{i}", f"q{i}", str(i), f"q{i} <think>", token_ids_of(f"q{i} <think>")) for i in ANSWERS]
     model = _taught_model(problems)
@@ -138,12 +138,6 @@ def assert_same_curve(rows: Sequence[StepRow], expected: Sequence[StepRow], *, t
 def number(value: float | None) -> float:
     assert value is not None
     return value
-
-
-def _tokenizer() -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.WordLevel({token: index for index, token in enumerate(TOKENS)}, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
 
 
 def token_ids_of(text: str) -> list[int]:
