@@ -74,11 +74,36 @@ class SamplingSettings(Section):
     seed: int = 0
 
 
+class CodeSettings(Section):
+    """Programs that a model wrote, and what they may take while their tests run."""
+
+    min_isolation: Literal["rlimits", "namespaces"] = "namespaces"
+    """The least that must stand between a program and the machine: `namespaces` (bubblewrap or user namespaces: no network, no
+    files but its own), or resource limits alone, for programs you would run yourself. With less at hand, nothing is run."""
+    wall_seconds: float = Field(default=10.0, gt=0)
+    """All tests of one program together."""
+    cpu_seconds: float = Field(default=10.0, gt=0)
+    memory_mib: int = Field(default=1024, ge=64)
+    max_processes: int = Field(default=16, ge=1)
+    """Processes and threads of a program at a time."""
+    output_kib: int = Field(default=1024, ge=1)
+    """What a program may print to each of its two streams."""
+    file_kib: int = Field(default=10_240, ge=1)
+    """Largest file a program may write, in a folder of its own that goes with it."""
+
+
+AnswerForm = Literal["boxed", "answer_tag", "hash", "last_number"]
+
+
 class VerifierSettings(Section):
-    kind: Literal["math"] = "math"
-    """`math`: the last `\\boxed{}` after the thinking block against the gold answer, by Math-Verify."""
+    """How answers are judged; a problem's own kind says by which verifier."""
+
+    answer_forms: list[AnswerForm] = Field(default=["boxed"], min_length=1)
+    """Where the answer is looked for behind the thinking block, first found counts: the last `\\boxed{}`, the last
+    `<answer>…</answer>`, what follows the last `####`, the last number."""
     timeout_seconds: float = Field(default=5.0, gt=0)
-    """Longest time one verdict may take; its clock starts when its work starts."""
+    """Longest time one comparison of answers may take; its clock starts when its work starts."""
+    code: CodeSettings = CodeSettings()
 
 
 class AdaptiveDepth(Section):
@@ -290,7 +315,9 @@ class TrainingSettings(Section):
 
 class EvaluationSettings(Section):
     num_samples: int = Field(default=16, ge=1)
-    """Sampled traces per problem; greedy decoding is always done too."""
+    """Sampled traces per problem."""
+    greedy: bool = True
+    """Decode each problem greedily too."""
     temperature: float = Field(default=0.6, gt=0)
     top_p: float = Field(default=0.95, gt=0, le=1)
     max_tokens: int = Field(default=32768, ge=1)

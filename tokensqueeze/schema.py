@@ -4,7 +4,7 @@ A row is a frozen dataclass; its Arrow schema follows from its annotations. `*_t
 tokenizer; `num_*` and `*_tokens` count such tokens; `*_logps` are sums over a completion in nats.
 """
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -15,6 +15,8 @@ Row = TypeVar("Row")
 Verdict = Literal["correct", "incorrect", "no_answer", "unverifiable"]
 FinishReason = Literal["stop", "length"]
 Decoding = Literal["greedy", "sampled"]
+AnswerKind = Literal["math", "choice", "code"]
+"""How a problem's answer is judged: as mathematics, as one of several options, or by running tests on it."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,14 @@ class Problem:
     problem_id: str
     question: str
     gold_answer: str
+    """As the verifier of its kind reads it: LaTeX or plain text; an option's letter, or JSON with the options' texts too; JSON
+    with the tests of a program."""
     prompt: str
     """The question under the model's chat template."""
     prompt_token_ids: list[int]
+    answer_kind: AnswerKind = field(default="math", kw_only=True)
+    level: str | None = field(default=None, kw_only=True)
+    """The data set's own difficulty, such as MATH's 1 to 5."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,8 @@ class VerifiedTrace(Trace):
     thinking_tokens: int
     """Tokens up to and including the end of the thinking block."""
     answer_tokens: int
+    isolation: str | None = field(default=None, kw_only=True)
+    """What kept the trace's program from the rest of the machine while its tests ran; None where nothing was run."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +165,16 @@ class ScoredPair(PreferencePair):
 @dataclass(frozen=True)
 class EvaluationTrace(VerifiedTrace):
     decoding: Decoding
+
+
+@dataclass(frozen=True)
+class ForcedTrace(EvaluationTrace):
+    """An evaluation trace under a thinking budget: thinking is closed at the budget, and the answer asked for."""
+
+    thinking_budget: int
+    """In tokens, before the text that closes the thinking."""
+    was_forced: bool
+    """False where thinking ended by itself within the budget: then the trace is the evaluation's own."""
 
 
 @cache

@@ -78,7 +78,7 @@ def test_a_choice_is_picked_by_its_name() -> None:
         ({"smapling": {}}, "smapling: unknown setting; did you mean sampling?"),
         (
             {"verifier": {"xyz": 1}},
-            "verifier.xyz: unknown setting; known here: kind, timeout_seconds",
+            "verifier.xyz: unknown setting; known here: answer_forms, code, timeout_seconds",
         ),
         (
             {"problems": {"train": {"path": "a", "limt": 5}}},

@@ -44,11 +44,12 @@ Split = Literal["train", "dev", "test"]
 
 RULES_VERSIONS = {
     "traces": 2,
+    "verified_traces": 2,
     "step_candidates": 2,
     "refined_traces": 3,
     "scored_pairs": 2,
-    "evaluation_base": 2,
-    "evaluation_squeezed": 2,
+    "evaluation_base": 3,
+    "evaluation_squeezed": 3,
 }
 """Part of a table's fingerprint, else 1: raised when the code of its stage gives other rows for the same settings."""
 
@@ -278,7 +279,9 @@ def _checked_inputs(settings: Settings, store: Path) -> tuple[Path, dict[Split, 
         except TokenSqueezeError as error:
             mistakes.append(str(error))
             continue
-        content = [[p.problem_id, p.question, p.gold_answer, p.prompt_token_ids] for p in prepared.problems]
+        content = [
+            [p.problem_id, p.question, p.gold_answer, p.answer_kind, p.level, p.prompt_token_ids] for p in prepared.problems
+        ]
         name = _name({"problems": content, "per_shard": source.per_shard})
         table = Table(store / f"problems_{split}" / name, Problem)
         problem_sets[split] = ProblemSet(table, name, prepared.problems, source.per_shard, prepared.dropped_too_long)

@@ -54,7 +54,15 @@ def _problem(raw: RawProblem, *, tokenizer: "PreTrainedTokenizerBase", instructi
         ) from error
     # The template has written the special tokens; the tokenizer must not add its own.
     token_ids = tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
-    return Problem(raw.problem_id, raw.question, raw.gold_answer, prompt, token_ids)
+    return Problem(
+        raw.problem_id,
+        raw.question,
+        raw.gold_answer,
+        prompt,
+        token_ids,
+        answer_kind=raw.answer_kind,
+        level=raw.level,
+    )
 
 
 def _too_long_text(dropped: Sequence[Problem], context_length: int, *, can_drop: bool, key: str) -> str:

@@ -22,7 +22,8 @@ class EvaluateModel:
     def __call__(self, inputs: Mapping[str, list[Any]]) -> ShardResult[EvaluationTrace]:
         problems: list[Problem] = inputs["problems"]
         draws: list[tuple[Problem, Decoding, int]] = []
-        draws.extend((problem, "greedy", 0) for problem in problems)
+        if self._evaluation.greedy:
+            draws.extend((problem, "greedy", 0) for problem in problems)
         draws.extend((problem, "sampled", i) for problem in problems for i in range(self._evaluation.num_samples))
         generations = self._engine.generate([self._request(*draw) for draw in draws])
         traces = [

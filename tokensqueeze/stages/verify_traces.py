@@ -9,7 +9,8 @@ from tokensqueeze.config import VerifierSettings
 from tokensqueeze.schema import Problem, Trace, VerifiedTrace
 from tokensqueeze.stages.model_source import ModelSource
 from tokensqueeze.stages.stage import ShardResult
-from tokensqueeze.verifiers.math_answer import Answered, MathVerifier
+from tokensqueeze.verifiers.answers import AnswerVerifier
+from tokensqueeze.verifiers.verdict import Answered
 
 
 class VerifyTraces:
@@ -22,18 +23,23 @@ class VerifyTraces:
         return ShardResult(verified, counts=verdict_counts(verified))
 
 
-def build_verifier(source: ModelSource, settings: VerifierSettings) -> MathVerifier:
+def build_verifier(source: ModelSource, settings: VerifierSettings) -> AnswerVerifier:
     """Return a verifier for a worker's lifetime: its child processes take a second to start."""
-    return MathVerifier(timeout_seconds=settings.timeout_seconds, think_end=source.think_end)
+    return AnswerVerifier(settings, think_end=source.think_end)
 
 
 def judge_traces(
-    traces: Sequence[Trace], problems: Sequence[Problem], source: ModelSource, verifier: MathVerifier
+    traces: Sequence[Trace], problems: Sequence[Problem], source: ModelSource, verifier: AnswerVerifier
 ) -> list[VerifiedTrace]:
     """Return the traces with their verdicts, in order."""
-    gold_answers = {problem.problem_id: problem.gold_answer for problem in problems}
+    problem_of = {problem.problem_id: problem for problem in problems}
     answered = [
-        Answered(text=trace.text, gold_answer=gold_answers[trace.problem_id], finish_reason=trace.finish_reason)
+        Answered(
+            text=trace.text,
+            gold_answer=problem_of[trace.problem_id].gold_answer,
+            finish_reason=trace.finish_reason,
+            answer_kind=problem_of[trace.problem_id].answer_kind,
+        )
         for trace in traces
     ]
     verified = []
@@ -47,6 +53,7 @@ def judge_traces(
                 verdict_cause=judgement.cause,
                 thinking_tokens=thinking,
                 answer_tokens=trace.num_tokens - thinking,
+                isolation=judgement.isolation,
             )
         )
     return verified

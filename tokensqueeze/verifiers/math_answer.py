@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from multiprocessing.connection import wait
 
+from tokensqueeze.config import AnswerForm
 from tokensqueeze.verifiers.boxed import last_boxed
 from tokensqueeze.verifiers.judge_process import JudgeProcess, Question
 from tokensqueeze.verifiers.verdict import Answered, Judgement
@@ -45,9 +46,18 @@ class MathVerifier(AbstractContextManager["MathVerifier"]):
     `equivalence` names the module a child compares with: `equivalent(gold_answer, answer) -> bool` and `warm_up()`.
     """
 
-    def __init__(self, *, timeout_seconds: float, think_end: str, processes: int = 1, equivalence: str = EQUIVALENCE) -> None:
+    def __init__(
+        self,
+        *,
+        timeout_seconds: float,
+        think_end: str,
+        answer_forms: Sequence[AnswerForm] = ("boxed",),
+        processes: int = 1,
+        equivalence: str = EQUIVALENCE,
+    ) -> None:
         self._timeout_seconds = timeout_seconds
         self._think_end = think_end
+        self._answer_forms = answer_forms
         self._processes = processes
         self._equivalence = equivalence
         self._children: list[JudgeProcess] = []

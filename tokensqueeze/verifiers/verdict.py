@@ -1,8 +1,11 @@
 """What a verifier is asked, and what it answers."""
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Protocol
 
-from tokensqueeze.schema import FinishReason, Verdict
+from tokensqueeze.schema import AnswerKind, FinishReason, Verdict
 
 
 @dataclass(frozen=True)
@@ -12,6 +15,7 @@ class Answered:
     text: str
     gold_answer: str
     finish_reason: FinishReason
+    answer_kind: AnswerKind = "math"
 
 
 @dataclass(frozen=True)
@@ -20,3 +24,13 @@ class Judgement:
     extracted_answer: str | None
     cause: str | None
     """Why the verdict is not a plain one: `truncated`, `no_boxed`, `timeout`, `crash`, `error: <type>`."""
+    isolation: str | None = None
+    """What kept a program that was run from the rest of the machine."""
+
+
+class Verifier(AbstractContextManager["Verifier"], Protocol):
+    """Judges completions; leaving its context ends every process it has started."""
+
+    def judge(self, items: Sequence[Answered]) -> list[Judgement]:
+        """Return one judgement per item, in order. Raises `TokenSqueezeError` where nothing can be judged at all."""
+        ...
