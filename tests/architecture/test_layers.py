@@ -27,7 +27,7 @@ LAYERS: list[set[str]] = [
     {"traces", "demo"},
     {"fingerprint"},
     {"tables"},
-    {"config"},
+    {"config", "code_problem"},
     {"schema"},
     {"errors", "ray_token"},
 ]

@@ -1,7 +1,10 @@
 """Problem files in every known format, and what a user reads when one is wrong."""
 
+import csv
+import gzip
 import json
 from collections.abc import Sequence
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -124,6 +127,83 @@ def test_parquet_decimals_become_text_without_trailing_zeros(tmp_path: Path):
     assert read(tmp_path / "mine.parquet")[0].gold_answer == "12.5"
 
 
+def test_csv_and_json_arrays_and_what_is_gzipped_give_the_same_problems(tmp_path: Path):
+    rows = [{"question": 'Which,\nof \u2028 "two"?', "answer": "2"}, {"question": "é", "answer": "x=1,5"}]
+    expected = [(row["question"], row["answer"]) for row in rows]
+    with (tmp_path / "mine.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["question", "answer"])
+        writer.writeheader()
+        writer.writerows(rows)
+    (tmp_path / "mine.json").write_text(json.dumps(rows, indent=2))
+    lines = write_jsonl(tmp_path, rows, name="lines.json")
+    packed = tmp_path / "mine.csv.gz"
+    packed.write_bytes(gzip.compress((tmp_path / "mine.csv").read_bytes()))
+    for path in (tmp_path / "mine.csv", tmp_path / "mine.json", lines, packed):
+        assert [(problem.question, problem.gold_answer) for problem in read(path)] == expected
+    assert read(packed)[1].problem_id == "mine-00002"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("mine.csv", "question,answer\n1,2\n3\n", " row 2: not as many fields as the header has; mend the row"),
+        ("mine.csv", "question,answer\n1,2,3\n", " row 1: not as many fields as the header has; mend the row"),
+        ("mine.csv", 'question,answer\n"1"2,2\n', ": not valid CSV ('"),
+        ("mine.csv", "question,answer\n", ": no problem in it; give it at least one row with a question and an answer"),
+        ("mine.csv", "", ": no problem in it"),
+        ("mine.csv", b"question,answer\n\xff,1\n", ": not UTF-8 text (invalid start byte); save the file as UTF-8"),
+        ("mine.json", '[{"question": "?"', ": not valid JSON ("),
+        ("mine.json", "[1]", " row 1: a number, not an object; put one object on each line"),
+        ("mine.json", "[]", ": no problem in it"),
+        ("mine.json", '{"question": "?",\n"answer": 1}', " line 1: not valid JSON ("),
+    ],
+)
+def test_says_what_is_wrong_with_a_csv_or_json_file(tmp_path: Path, name: str, content: str | bytes, expected: str):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert message(tmp_path / name).startswith(f"{tmp_path / name}{expected}")
+
+
+def test_problems_without_an_answer_are_left_out_where_that_is_asked_for(tmp_path: Path):
+    rows = [{"problem": "?", "answer": None}, {"problem": "?", "answer": " "}, {"problem": "1+1?", "answer": 2}]
+    path = write_jsonl(tmp_path, rows)
+    assert read(path, unanswered="drop") == [RawProblem("mine-00003", "1+1?", "2")]
+    (tmp_path / "none.jsonl").write_text(json.dumps(rows[0]))
+    assert message(tmp_path / "none.jsonl", unanswered="drop") == (
+        f"{tmp_path / 'none.jsonl'}: no problem is left of 1: all are without an answer; name another file"
+    )
+
+
+def test_the_first_answer_there_is_tells_the_shape(tmp_path: Path):
+    rows = [{"question": "?", "answer": None}, {"question": "?", "answer": "So #### 7"}]
+    assert read(write_jsonl(tmp_path, rows), unanswered="drop")[0].gold_answer == "7"
+
+
+def test_levels_come_from_the_columns_level_and_difficulty(tmp_path: Path):
+    rows = [{**GOOD, "difficulty": 5.0}, {**GOOD, "difficulty": "hard"}, {**GOOD, "difficulty": None}, {**GOOD}]
+    assert [problem.level for problem in read(write_jsonl(tmp_path, rows))] == ["5", "hard", None, None]
+    assert read(write_jsonl(tmp_path, [{**GOOD, "level": [1]}]))[0].level is None
+
+
+@pytest.mark.parametrize(
+    ("written", "answer"),
+    [("025", "25"), (0, "0"), (336.0, "336"), ("336^\\circ", "336"), ("$\\boxed{073}$", "73"), ("$\\boxed{073}^\\circ$", "73")],
+)
+def test_aime_answers_are_whole_numbers(tmp_path: Path, written: object, answer: str):
+    assert read(write_jsonl(tmp_path, [{"problem": "?", "answer": written}]), format="aime")[0].gold_answer == answer
+
+
+@pytest.mark.parametrize("written", ["1000", "-1", "2.5", "7 or 8", "\\frac12", "x"])
+def test_says_that_an_answer_is_no_aime_answer(tmp_path: Path, written: str):
+    path = write_jsonl(tmp_path, [{"problem": "?", "answer": written}])
+    assert message(path, format="aime").startswith(f'{path} line 1: "answer" is {written!r}, no whole number from 0 to 999')
+
+
+def test_dates_may_be_written_either_way_and_stay_json():
+    for written in ("2024-08-01", date(2024, 8, 1)):
+        source = ProblemSource.model_validate({"path": "x", "first_date": written})
+        assert json.loads(json.dumps(source.model_dump()))["first_date"] == "2024-08-01"
+
+
 def test_the_demo_is_drawn_from_its_world_by_split_and_seed():
     problems = read("demo:test", limit=20, seed=3)
     drawn = world.problems("test", 20, seed=3)
@@ -140,18 +220,18 @@ def test_says_which_splits_the_demo_has():
 
 def test_says_that_a_file_is_missing_and_what_would_do():
     assert message("nowhere.jsonl") == (
-        "nowhere.jsonl: no such file; name a JSONL or Parquet file, or demo:train, demo:dev or demo:test"
+        "nowhere.jsonl: no such file; name a JSONL, Parquet, CSV or JSON file, hf:OWNER/NAME or demo:test"
     )
 
 
 def test_says_that_a_directory_is_no_file(tmp_path: Path):
-    assert message(tmp_path) == f"{tmp_path}: a directory; name one JSONL or Parquet file in it"
+    assert message(tmp_path) == f"{tmp_path}: a directory; name one file in it"
 
 
 def test_says_that_a_suffix_tells_nothing_and_which_setting_does(tmp_path: Path):
-    path = write_jsonl(tmp_path, [GOOD], name="mine.json")
+    path = write_jsonl(tmp_path, [GOOD], name="mine.txt")
     assert message(path) == (
-        f"{path}: the suffix '.json' says neither JSONL nor Parquet; set problems.train.format to jsonl, parquet, gsm8k or math"
+        f"{path}: its name says neither JSONL nor Parquet, CSV or JSON; rename it, or set problems.train.format"
     )
     assert read(path, format="jsonl")[0].gold_answer == "2"
 
@@ -187,15 +267,16 @@ def test_says_which_line_is_malformed(tmp_path: Path, line: bytes, expected: str
 def test_says_which_columns_there_are_when_the_answer_is_not_found(tmp_path: Path):
     path = write_jsonl(tmp_path, [{"question": "?", "id": 1}])
     assert message(path) == (
-        f'{path} line 1: no "answer" or "gold_answer" or "solution"; the row has "question", "id". Name the '
-        "column with problems.train.answer_column"
+        f'{path} line 1: no "answer" or "gold_answer" or "solution"; the row has "question", "id". Mend the '
+        "row, or name another column with problems.train.answer_column"
     )
 
 
 def test_says_which_columns_there_are_when_a_named_one_is_not_found(tmp_path: Path):
     path = write_jsonl(tmp_path, [GOOD])
     assert message(path, question_column="text") == (
-        f'{path} line 1: no "text"; the row has "question", "answer". Name the column with problems.train.question_column'
+        f'{path} line 1: no "text"; the row has "question", "answer". Mend the row, or name another column with '
+        "problems.train.question_column"
     )
     assert "id_column" in message(path, id_column="nr")
 
@@ -211,8 +292,8 @@ def test_says_that_a_later_row_lacks_what_the_first_one_has(tmp_path: Path):
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        (None, '"answer" is missing; give it a value, or take the row out'),
-        ("  ", '"answer" is empty; give it a value, or take the row out'),
+        (None, '"answer" is missing; give it a value, or take the row out, or set problems.train.unanswered = "drop"'),
+        ("  ", '"answer" is empty; give it a value, or take the row out, or set problems.train.unanswered = "drop"'),
         (float("nan"), '"answer" is nan; give it a value, or take the row out'),
         ([1], '"answer" is a list, neither text nor a number; name another column with problems.train.answer_column'),
         (True, '"answer" is a bool, neither text nor a number; name another column with problems.train.answer_column'),
@@ -235,7 +316,7 @@ def test_says_which_row_has_no_gsm8k_answer(tmp_path: Path):
     path = write_jsonl(tmp_path, [{"question": "?", "answer": "So #### 1"}, {"question": "?", "answer": "So 1"}])
     assert message(path) == (
         f'{path} line 2: no answer behind "####" in "answer", as GSM8K\'s format has it; mend the row, or '
-        'set problems.train.format = "jsonl" or "parquet" if the column is the bare answer'
+        "set problems.train.format to what the file is"
     )
 
 
@@ -243,8 +324,8 @@ def test_says_which_row_has_no_box(tmp_path: Path):
     rows = [{"problem": "?", "solution": "\\boxed{1}"}, {"problem": "?", "solution": "It is \\boxed{2"}]
     path = write_jsonl(tmp_path, rows)
     assert message(path) == (
-        f'{path} line 2: no \\boxed{{}} in "solution", as MATH\'s format has it; mend the row, or name a '
-        "column with the bare answer with problems.train.answer_column"
+        f'{path} line 2: no \\boxed{{}} in "solution", as MATH\'s format has it; mend the row, or '
+        "name another column with problems.train.answer_column"
     )
 
 
