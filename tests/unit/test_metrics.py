@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokensqueeze.errors import TableError
-from tokensqueeze.metrics.difficulty import by_difficulty, pass_rates
+from tokensqueeze.metrics.difficulty import by_difficulty, by_level, pass_rates, sorted_apart
 from tokensqueeze.metrics.evaluation import change, evaluation_json, measure
 from tokensqueeze.metrics.intervals import Estimate, clustered_mean, clustered_ratio
 from tokensqueeze.metrics.token_budget import accuracy_at_budgets, auc
@@ -29,11 +29,12 @@ def trace(
     *,
     finish_reason: FinishReason = "stop",
     decoding: Decoding = "sampled",
+    sample_index: int = 0,
 ) -> EvaluationTrace:
     return EvaluationTrace(
         trace_id=f"{problem_id}/{verdict}/{thinking_tokens}",
         problem_id=problem_id,
-        sample_index=0,
+        sample_index=sample_index,
         text="",
         token_ids=[],
         num_tokens=thinking_tokens + answer_tokens,
@@ -276,10 +277,16 @@ def test_a_model_against_itself_has_not_changed():
     assert asdict(change(BASE, BASE, 1000)) == {
         "accuracy": 0,
         "accuracy_se": 0,
+        "accuracy_ci": None,
+        "accuracy_p": 1,
         "length_ratio": 1,
         "length_ratio_se": 0,
+        "length_ratio_ci": None,
+        "length_p": 1,
         "auc": 0,
         "auc_se": 0,
+        "auc_ci": None,
+        "auc_p": 1,
         "num_problems": 3,
     }
 
@@ -360,3 +367,41 @@ def test_a_bin_without_problems_is_left_out():
 def test_names_a_problem_without_a_base_pass_rate():
     with pytest.raises(TableError, match="problem 'c' has no base pass rate"):
         by_difficulty(SQUEEZED, {"a": 1, "b": 1})
+
+
+def test_sorts_problems_by_every_second_sample_and_measures_the_others():
+    verdicts: dict[str, list[Verdict]] = {"a": ["correct", "incorrect", "correct"], "b": ["incorrect", "correct"]}
+    traces = [trace(name, own[i], 10, sample_index=5 + i) for name, own in verdicts.items() for i in range(len(own))]
+    apart = sorted_apart(traces[::-1])
+    assert apart and apart.pass_rates == {"a": 1, "b": 0}
+    assert [(t.problem_id, t.sample_index) for t in apart.measured] == [("a", 6), ("b", 6)]
+
+
+def test_sorting_apart_shows_no_change_between_equal_models_where_sorting_by_the_measured_samples_does():
+    def coins(seed: int) -> list[EvaluationTrace]:
+        rng = random.Random(seed)
+        return [trace(f"p{i}", rng.choice(["correct", "incorrect"]), 10, sample_index=s) for i in range(400) for s in range(4)]
+
+    base, same = coins(1), coins(2)
+    apart = sorted_apart(base)
+    assert apart
+    for rates, measured, fair in ((apart.pass_rates, apart.measured, True), (pass_rates(base), base, False)):
+        gaps = [
+            after.accuracy - before.accuracy
+            for before, after in zip(by_difficulty(measured, rates), by_difficulty(same, rates), strict=True)
+        ]
+        assert (max(map(abs, gaps)) < 0.1) is fair
+
+
+def test_one_sample_each_cannot_be_sorted_apart():
+    assert sorted_apart([*BASE, trace("d", "correct", 1)]) is None
+
+
+def test_bins_problems_by_the_levels_of_the_data_set():
+    levels = {"a": "Level 10", "b": "Level 2", "c": None}
+    assert [(b.label, b.num_problems, b.accuracy, b.length) for b in by_level(BASE, levels)] == [
+        ("Level 2", 1, 1, 300),
+        ("Level 10", 1, 0.5, 200),
+        ("no level", 1, 0, 300),
+    ]
+    assert by_level(BASE, {"a": None}) == []

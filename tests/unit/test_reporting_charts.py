@@ -93,3 +93,40 @@ except MissingPackageError as error:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "pip install 'tokensqueeze[run]'" in done.stdout
+
+
+def test_the_table_of_a_curve_with_a_band_holds_its_edges() -> None:
+    lines = [
+        Line("base", [0, 100], [0.0, 0.5], "base", band=[None, [0.4, 0.6]]),
+        Line("squeezed", [100, 200], [0.9, 1.0], "squeezed", error=[0.1, None]),
+    ]
+    chart = line_chart("bands", "Bands", lines, x_label="tokens", percent=True)
+    assert chart.headers == ("tokens", "base", "low", "high", "squeezed", "±")
+    assert chart.rows == (
+        (0, 0.0, None, None, None, None),
+        (100, 0.5, 0.4, 0.6, 0.9, 0.1),
+        (200, None, None, None, 1.0, None),
+    )
+
+
+def test_a_band_is_drawn_between_its_edges_in_the_colour_of_its_curve() -> None:
+    line = Line("a", [0, 100], [0.5, 0.5], "blue", band=[[0.25, 0.75], [0.25, 0.75]])
+    flat = Line("b", [0, 100], [0.0, 1.0], "ink")
+    chart = line_chart("band", "Band", [line, flat], x_label="x", percent=True)
+    drawn = re.search(r'<use href="#([^"]+)" x="0" y="(\d+)" style="fill: var\(--blue\); fill-opacity', chart.svg)
+    scale = re.search(r'<path d="([^"]+)"[^>]*stroke: var\(--ink\)', chart.svg)
+    assert drawn is not None and scale is not None
+    band = re.search(rf'<path id="{drawn[1]}" d="([^"]+)"', chart.svg)
+    assert band is not None
+    heights = {float(drawn[2]) + float(y) for _, y in re.findall(r"([\d.-]+) ([\d.-]+)", band[1])}
+    bottom, top = (float(y) for _, y in re.findall(r"([\d.]+) ([\d.]+)", scale[1]))
+    assert sorted((bottom - y) / (bottom - top) for y in (min(heights), max(heights))) == pytest.approx([0.25, 0.75], abs=0.001)
+
+
+def test_labels_are_text_whatever_signs_they_have() -> None:
+    names = ["a$x^2$", "_under", "n" * 60, "\u6a21\u578b"]
+    lines = [Line(name, [0, 1], [0.0, 1.0], "base") for name in names]
+    chart = line_chart("labels", "Labels", lines, x_label="x")
+    texts = [text.strip() for text in re.findall(r"<text[^>]*>([^<]*)</text>", chart.svg)]
+    assert {"a$x^2$", "_under", "n" * 35 + "…", "\u6a21\u578b"} <= set(texts)
+    assert chart.headers[1:] == tuple(names)

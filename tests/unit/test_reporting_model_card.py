@@ -21,6 +21,9 @@ EVALUATION = {
             "length_ratio_se": 0.01,
             "auc": 0.039,
             "auc_se": 0.008,
+            "accuracy_p": 0.66,
+            "length_p": 0.0001,
+            "auc_p": 0.0001,
         }
     },
 }

@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from tokensqueeze.config import KLBound, Reliable, RewriterSettings, Settings
 from tokensqueeze.demo import world
 from tokensqueeze.errors import StorageError
 from tokensqueeze.methods import METHODS, settings_from
+from tokensqueeze.metrics.bootstrap import mean_interval
 from tokensqueeze.metrics.evaluation import evaluation_json
 from tokensqueeze.reporting.charts import Chart
 from tokensqueeze.reporting.report_data import ReportData, StageRecord
@@ -49,6 +51,28 @@ def test_shows_the_change_that_the_evaluation_holds(data: ReportData, page: "Pag
     change = data.evaluation["change"]["sampled"]
     share, gain, error = 100 * change["length_ratio"], 100 * change["accuracy"], 100 * change["accuracy_se"]
     assert f"{share:.0f} % of the tokens, {gain:+.1f} points (±{error:.1f})" in page.text
+
+
+def test_shows_the_interval_and_the_p_value_of_each_change(data: ReportData, page: "Page") -> None:
+    assert data.evaluation is not None
+    change = data.evaluation["change"]["sampled"]
+    low, high = change["length_ratio_ci"]
+    assert f"95 % interval {low:.3f}–{high:.3f}, p < 0.001" in page.text
+    low, high = (100 * edge for edge in change["accuracy_ci"])
+    assert f"95 % interval [{low:+.1f}, {high:+.1f}], p" in page.text
+    rows = {row[0]: row[1:] for row in page.tables["evaluation-table"]}
+    assert rows["p, sampled"][2] == "< 0.001"
+
+
+def test_the_budget_chart_has_a_band_that_ends_at_the_interval_of_the_accuracy(data: ReportData) -> None:
+    chart = next(chart for chart in evaluation_charts(data) if chart.name == "budget")
+    assert chart.headers[1:4] == ("base, sampled", "low", "high")
+    within = [
+        [t.verdict == "correct" and t.num_tokens <= BUDGET for t in data.base_evaluation if t.problem_id == problem_id]
+        for problem_id in sorted({t.problem_id for t in data.base_evaluation})
+    ]
+    shares = [fmean(own[:-1]) for own in within]  # the last one is the greedy answer
+    assert list(chart.rows[-1][1:4]) == pytest.approx([fmean(shares), *(mean_interval(shares) or [])])
 
 
 def test_the_table_holds_every_accuracy_and_length_of_the_evaluation(data: ReportData, page: "Page") -> None:

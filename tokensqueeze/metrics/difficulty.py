@@ -1,20 +1,24 @@
 """Accuracy and length by difficulty: what squeezing does to problems that the base model solves always, or never.
 
-Difficulty is the base model's pass rate. Take it from other samples than those measured where there are any: problems
-that came out right did so partly by luck, and the same samples would show the base model too good on them.
+Difficulty is the base model's pass rate, or a level that the data set gives. Take the pass rate from other samples than
+those measured: problems that came out right did so partly by luck, and the same samples would show the base model too
+good on them (regression to the mean).
 """
 
+import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from tokensqueeze.errors import TableError
+from tokensqueeze.metrics.by_problem import by_problem, is_correct
 from tokensqueeze.metrics.intervals import clustered_mean
 from tokensqueeze.schema import EvaluationTrace, VerifiedTrace
 
 BINS = ("0", "(0, 0.25]", "(0.25, 0.5]", "(0.5, 0.75]", "(0.75, 1)", "1")
 """Base pass rates, hardest first."""
+NO_LEVEL = "no level"
 
 
 @dataclass(frozen=True)
@@ -30,10 +34,30 @@ class DifficultyBin:
     num_samples: int
 
 
+@dataclass(frozen=True)
+class SortedApart:
+    """A model's pass rates by half of its samples, and the other half, which is as good as new to them."""
+
+    pass_rates: dict[str, float]
+    measured: list[EvaluationTrace]
+
+
 def pass_rates(traces: Sequence[VerifiedTrace]) -> dict[str, float]:
     """Return the share of correct traces of each problem."""
-    problems = _by_problem(traces)
-    return {problem_id: fmean(trace.verdict == "correct" for trace in own) for problem_id, own in problems.items()}
+    return {problem_id: fmean(map(is_correct, own)) for problem_id, own in by_problem(traces).items()}
+
+
+def sorted_apart(traces: Sequence[EvaluationTrace]) -> SortedApart | None:
+    """Sort problems by every second sample, from the first on, and keep the rest; None if a problem has but one sample."""
+    sorting: list[EvaluationTrace] = []
+    measured: list[EvaluationTrace] = []
+    for own in by_problem(traces).values():
+        if len(own) < 2:
+            return None
+        in_order = sorted(own, key=lambda trace: trace.sample_index)
+        sorting += in_order[::2]
+        measured += in_order[1::2]
+    return SortedApart(pass_rates(sorting), measured)
 
 
 def by_difficulty(traces: Sequence[EvaluationTrace], base_pass_rates: Mapping[str, float]) -> list[DifficultyBin]:
@@ -41,14 +65,22 @@ def by_difficulty(traces: Sequence[EvaluationTrace], base_pass_rates: Mapping[st
 
     Raises `TableError` for a problem whose base pass rate is not known.
     """
-    binned = defaultdict[str, list[Sequence[EvaluationTrace]]](list)
-    for problem_id, own in _by_problem(traces).items():
-        if problem_id not in base_pass_rates:
-            raise TableError(
-                f"problem {problem_id!r} has no base pass rate, so no difficulty; evaluate the base model on the same problems"
-            )
-        binned[bin_label(base_pass_rates[problem_id])].append(own)
-    return [_bin(label, binned[label]) for label in BINS if label in binned]
+    problems = by_problem(traces)
+    unknown = problems.keys() - base_pass_rates.keys()
+    if unknown:
+        raise TableError(
+            f"problem {min(unknown)!r} has no base pass rate, so no difficulty; evaluate the base model on the same problems"
+        )
+    return _bins(problems, {problem_id: bin_label(base_pass_rates[problem_id]) for problem_id in problems}, BINS)
+
+
+def by_level(traces: Sequence[EvaluationTrace], levels: Mapping[str, str | None]) -> list[DifficultyBin]:
+    """Return one bin per level of the data set, lowest first, problems without one last; nothing if none has a level."""
+    problems = by_problem(traces)
+    labels = {problem_id: levels.get(problem_id) or NO_LEVEL for problem_id in problems}
+    if set(labels.values()) == {NO_LEVEL}:
+        return []
+    return _bins(problems, labels, sorted(set(labels.values()), key=_level_order))
 
 
 def bin_label(pass_rate: float) -> str:
@@ -57,8 +89,23 @@ def bin_label(pass_rate: float) -> str:
     return BINS[1 + sum(pass_rate > edge for edge in (0.25, 0.5, 0.75))]
 
 
+def _level_order(label: str) -> tuple[bool, float, str]:
+    """Order `Level 2` before `Level 10`, and words by the alphabet."""
+    number = re.search(r"\d+", label)
+    return label == NO_LEVEL, float(number[0]) if number else 0.0, label
+
+
+def _bins(
+    problems: Mapping[str, Sequence[EvaluationTrace]], labels: Mapping[str, str], order: Iterable[str]
+) -> list[DifficultyBin]:
+    binned = defaultdict[str, list[Sequence[EvaluationTrace]]](list)
+    for problem_id, own in problems.items():
+        binned[labels[problem_id]].append(own)
+    return [_bin(label, binned[label]) for label in order if label in binned]
+
+
 def _bin(label: str, problems: Sequence[Sequence[EvaluationTrace]]) -> DifficultyBin:
-    accuracy = clustered_mean([fmean(trace.verdict == "correct" for trace in own) for own in problems])
+    accuracy = clustered_mean([fmean(map(is_correct, own)) for own in problems])
     length = clustered_mean([fmean(trace.num_tokens for trace in own) for own in problems])
     return DifficultyBin(
         label=label,
@@ -69,10 +116,3 @@ def _bin(label: str, problems: Sequence[Sequence[EvaluationTrace]]) -> Difficult
         num_problems=len(problems),
         num_samples=sum(map(len, problems)),
     )
-
-
-def _by_problem(traces: Sequence[VerifiedTrace]) -> dict[str, list]:
-    by_problem = defaultdict[str, list](list)
-    for trace in traces:
-        by_problem[trace.problem_id].append(trace)
-    return by_problem

@@ -1,20 +1,31 @@
 """What an evaluation says of one model, and of two models on the same problems.
 
 Every problem weighs the same, however many samples it has. Lengths are in tokens of the model's own tokenizer,
-accuracies, shares and areas between 0 and 1; `*_se` are standard errors clustered by problem, None where there are too
-few problems. A sample that could not be verified is not correct, and its share is reported.
+accuracies, shares and areas between 0 and 1. `*_se` are standard errors clustered by problem, `*_ci` 95 % intervals
+[low, high] of a bootstrap over problems, `*_p` p-values of a test paired by problem; each None where the problems are too
+few or too alike to tell. A sample that could not be verified is not correct, and its share is reported.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean
 from typing import Any, get_args
 
 from tokensqueeze.errors import TableError
-from tokensqueeze.metrics.intervals import Estimate, clustered_mean, clustered_ratio
+from tokensqueeze.metrics.bootstrap import mean_interval, percentile_interval, ratio, ratio_interval, resampled_means
+from tokensqueeze.metrics.by_problem import by_problem, check_traces, is_correct, problem_means
+from tokensqueeze.metrics.intervals import clustered_mean, clustered_ratio
+from tokensqueeze.metrics.paired_tests import sign_flip_p
+from tokensqueeze.metrics.pass_at_k import measurable_k, pass_at_k
 from tokensqueeze.metrics.token_budget import sample_auc
 from tokensqueeze.schema import Decoding, EvaluationTrace
+
+
+@dataclass(frozen=True)
+class PassAtK:
+    """The chance that at least one of k samples is right."""
+
+    value: float
+    ci: list[float] | None
 
 
 @dataclass(frozen=True)
@@ -23,20 +34,29 @@ class Cell:
 
     accuracy: float
     accuracy_se: float | None
+    accuracy_ci: list[float] | None
     length_all: float
     """Len-A of the paper: reasoning and answer of every sample."""
     length_all_se: float | None
+    length_all_ci: list[float] | None
     length_correct: float | None
     """Len-T of the paper: of the correct samples; None when there is none. AUC = accuracy·(1 − length_correct/B)."""
     length_correct_se: float | None
+    length_correct_ci: list[float] | None
     thinking_length: float
     thinking_length_se: float | None
+    thinking_length_ci: list[float] | None
     answer_length: float
     answer_length_se: float | None
+    answer_length_ci: list[float] | None
     auc: float
     auc_se: float | None
+    auc_ci: list[float] | None
+    pass_at_k: dict[str, PassAtK]
+    """By k = 1, 2, 4, 8, … up to what the problem with the fewest samples has; the keys are text, as JSON wants them."""
     truncated: float
     """Share of the samples that hit the token limit."""
+    truncated_ci: list[float] | None
     unverifiable: float
     """Share of the samples that the verifier could not judge."""
     num_problems: int
@@ -46,49 +66,72 @@ class Cell:
 
 @dataclass(frozen=True)
 class Change:
-    """Squeezed against base, paired by problem."""
+    """A second model (squeezed) against a first (base), paired by problem."""
 
     accuracy: float
     """Difference, squeezed − base."""
     accuracy_se: float | None
+    accuracy_ci: list[float] | None
+    accuracy_p: float | None
     length_ratio: float
     """`length_all` of squeezed / of base."""
     length_ratio_se: float | None
+    length_ratio_ci: list[float] | None
+    length_p: float | None
+    """Of the differences in tokens: whether `length_ratio` is 1."""
     auc: float
     """Difference, squeezed − base."""
     auc_se: float | None
+    auc_ci: list[float] | None
+    auc_p: float | None
     num_problems: int
 
 
 def measure(traces: Sequence[EvaluationTrace], token_budget: int) -> Cell:
     """Measure one model's traces, all of one decoding. Raises `TableError` for no traces."""
-    by_problem = _by_problem(traces)
+    problems = by_problem(traces)
+    measured: dict[str, Callable[[EvaluationTrace], float]] = {
+        "accuracy": is_correct,
+        "length_all": _length,
+        "thinking_length": lambda trace: trace.thinking_tokens,
+        "answer_length": lambda trace: trace.answer_tokens,
+        "auc": lambda trace: _area(trace, token_budget),
+        "truncated": lambda trace: trace.finish_reason == "length",
+        "correct_tokens": lambda trace: trace.num_tokens * is_correct(trace),
+    }
+    values = {name: problem_means(problems, figure) for name, figure in measured.items()}
+    some_right = {str(k): _passes(problems, k) for k in measurable_k(min(map(len, problems.values())))}
+    # One call, so that all figures are resampled by the same draws.
+    means_RF = resampled_means([*values.values(), *some_right.values()])
+    resampled = dict(zip([*values, *(f"pass@{k}" for k in some_right)], means_RF.T, strict=True))
+    intervals = {name: percentile_interval(column) for name, column in resampled.items()}
 
-    def mean(measured: Callable[[EvaluationTrace], float]) -> Estimate:
-        return clustered_mean(_problem_means(by_problem, measured))
-
-    accuracy, length_all, area = mean(is_correct), mean(_length), mean(lambda trace: _area(trace, token_budget))
-    thinking, answer = mean(lambda trace: trace.thinking_tokens), mean(lambda trace: trace.answer_tokens)
-    length_correct = clustered_ratio(
-        _problem_means(by_problem, lambda trace: trace.num_tokens * is_correct(trace)),
-        _problem_means(by_problem, is_correct),
-    )
+    means = {name: clustered_mean(own) for name, own in values.items()}
+    length_correct = clustered_ratio(values["correct_tokens"], values["accuracy"])
     return Cell(
-        accuracy=accuracy.value,
-        accuracy_se=accuracy.standard_error,
-        length_all=length_all.value,
-        length_all_se=length_all.standard_error,
+        accuracy=means["accuracy"].value,
+        accuracy_se=means["accuracy"].standard_error,
+        accuracy_ci=intervals["accuracy"],
+        length_all=means["length_all"].value,
+        length_all_se=means["length_all"].standard_error,
+        length_all_ci=intervals["length_all"],
         length_correct=length_correct.value if length_correct else None,
         length_correct_se=length_correct.standard_error if length_correct else None,
-        thinking_length=thinking.value,
-        thinking_length_se=thinking.standard_error,
-        answer_length=answer.value,
-        answer_length_se=answer.standard_error,
-        auc=area.value,
-        auc_se=area.standard_error,
-        truncated=mean(lambda trace: trace.finish_reason == "length").value,
-        unverifiable=mean(lambda trace: trace.verdict == "unverifiable").value,
-        num_problems=len(by_problem),
+        length_correct_ci=percentile_interval(ratio(resampled["correct_tokens"], resampled["accuracy"])),
+        thinking_length=means["thinking_length"].value,
+        thinking_length_se=means["thinking_length"].standard_error,
+        thinking_length_ci=intervals["thinking_length"],
+        answer_length=means["answer_length"].value,
+        answer_length_se=means["answer_length"].standard_error,
+        answer_length_ci=intervals["answer_length"],
+        auc=means["auc"].value,
+        auc_se=means["auc"].standard_error,
+        auc_ci=intervals["auc"],
+        pass_at_k={k: PassAtK(clustered_mean(own).value, intervals[f"pass@{k}"]) for k, own in some_right.items()},
+        truncated=means["truncated"].value,
+        truncated_ci=intervals["truncated"],
+        unverifiable=clustered_mean(problem_means(problems, lambda trace: trace.verdict == "unverifiable")).value,
+        num_problems=len(problems),
         num_samples=len(traces),
     )
 
@@ -98,27 +141,33 @@ def change(base: Sequence[EvaluationTrace], squeezed: Sequence[EvaluationTrace],
 
     Raises `TableError` where the problems differ, there are none, or the base model wrote nothing at all.
     """
-    base_problems, squeezed_problems = _by_problem(base), _by_problem(squeezed)
-    _check_same_problems(base_problems, squeezed_problems)
-    # Pairs by problem: the two mappings may have met the problems in different orders.
-    squeezed_problems = {problem_id: squeezed_problems[problem_id] for problem_id in base_problems}
+    before, after = by_problem(base), by_problem(squeezed)
+    _check_same_problems(before, after)
 
-    def difference(measured: Callable[[EvaluationTrace], float]) -> Estimate:
-        before, after = _problem_means(base_problems, measured), _problem_means(squeezed_problems, measured)
-        return clustered_mean([y - x for x, y in zip(before, after, strict=True)])
+    def differences(measured: Callable[[EvaluationTrace], float]) -> list[float]:
+        pairs = zip(problem_means(before, measured), problem_means(after, measured), strict=True)
+        return [y - x for x, y in pairs]
 
-    ratio = clustered_ratio(_problem_means(squeezed_problems, _length), _problem_means(base_problems, _length))
-    if ratio is None:
+    lengths_before, lengths_after = problem_means(before, _length), problem_means(after, _length)
+    length_ratio = clustered_ratio(lengths_after, lengths_before)
+    if length_ratio is None:
         raise TableError("every trace of the base model has 0 tokens, so no length ratio; look at the base traces")
-    accuracy, area = difference(is_correct), difference(lambda trace: _area(trace, token_budget))
+    gains, areas = differences(is_correct), differences(lambda trace: _area(trace, token_budget))
+    accuracy, auc = clustered_mean(gains), clustered_mean(areas)
     return Change(
         accuracy=accuracy.value,
         accuracy_se=accuracy.standard_error,
-        length_ratio=ratio.value,
-        length_ratio_se=ratio.standard_error,
-        auc=area.value,
-        auc_se=area.standard_error,
-        num_problems=len(base_problems),
+        accuracy_ci=mean_interval(gains),
+        accuracy_p=sign_flip_p(gains),
+        length_ratio=length_ratio.value,
+        length_ratio_se=length_ratio.standard_error,
+        length_ratio_ci=ratio_interval(lengths_after, lengths_before),
+        length_p=sign_flip_p(differences(_length)),
+        auc=auc.value,
+        auc_se=auc.standard_error,
+        auc_ci=mean_interval(areas),
+        auc_p=sign_flip_p(areas),
+        num_problems=len(before),
     )
 
 
@@ -128,7 +177,7 @@ def evaluation_json(base: Sequence[EvaluationTrace], squeezed: Sequence[Evaluati
     A decoding that neither model was evaluated under is left out. Raises `TableError` as `change` does.
     """
     decodings = [decoding for decoding in get_args(Decoding) if any(trace.decoding == decoding for trace in [*base, *squeezed])]
-    _check_traces([*base, *squeezed])
+    check_traces([*base, *squeezed])
     before = {decoding: [trace for trace in base if trace.decoding == decoding] for decoding in decodings}
     after = {decoding: [trace for trace in squeezed if trace.decoding == decoding] for decoding in decodings}
     return {
@@ -139,10 +188,6 @@ def evaluation_json(base: Sequence[EvaluationTrace], squeezed: Sequence[Evaluati
     }
 
 
-def is_correct(trace: EvaluationTrace) -> bool:
-    return trace.verdict == "correct"
-
-
 def _length(trace: EvaluationTrace) -> int:
     return trace.num_tokens
 
@@ -151,23 +196,8 @@ def _area(trace: EvaluationTrace, token_budget: int) -> float:
     return sample_auc(is_correct(trace), trace.num_tokens, token_budget)
 
 
-def _by_problem(traces: Sequence[EvaluationTrace]) -> Mapping[str, Sequence[EvaluationTrace]]:
-    _check_traces(traces)
-    by_problem = defaultdict[str, list[EvaluationTrace]](list)
-    for trace in traces:
-        by_problem[trace.problem_id].append(trace)
-    return by_problem
-
-
-def _problem_means(
-    by_problem: Mapping[str, Sequence[EvaluationTrace]], measured: Callable[[EvaluationTrace], float]
-) -> list[float]:
-    return [fmean(measured(trace) for trace in traces) for traces in by_problem.values()]
-
-
-def _check_traces(traces: Sequence[EvaluationTrace]) -> None:
-    if not traces:
-        raise TableError("no evaluation traces to measure; the evaluation needs at least one problem with one sample")
+def _passes(problems: Mapping[str, Sequence[EvaluationTrace]], k: int) -> list[float]:
+    return [pass_at_k(len(traces), sum(map(is_correct, traces)), k) for traces in problems.values()]
 
 
 def _check_same_problems(base: Mapping[str, object], squeezed: Mapping[str, object]) -> None:

@@ -3,62 +3,19 @@
 Every chart carries the numbers behind it, so that the page can show them as a table to those who can't see it.
 """
 
-import io
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-from tokensqueeze.errors import MissingPackageError
+from tokensqueeze.reporting.svg import INK, Axes, Colour, FuncFormatter, MaxNLocator, PercentFormatter, draw_svg
 
-try:
-    import matplotlib
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
-except ImportError as error:
-    raise MissingPackageError("the report's charts need matplotlib: pip install 'tokensqueeze[run]'") from error
-
-Colour = Literal["ink", "muted", "grid", "base", "squeezed", "chosen", "rejected", "third"]
 Cell = str | int | float | None
-
-# Placeholders that matplotlib passes through and the page's style sheet fills in, one way by day and another by night.
-_INK: dict[Colour, str] = {
-    "ink": "#010101",
-    "muted": "#020202",
-    "grid": "#030303",
-    "base": "#040404",
-    "squeezed": "#050505",
-    "chosen": "#060606",
-    "rejected": "#070707",
-    "third": "#080808",
-}
+MODEL_COLOURS: tuple[Colour, ...] = ("base", "squeezed", "third", "rejected", "blue", "gold", "pink", "green")
+"""For models side by side, the one that the others are held against first."""
+_LONGEST_LABEL, _LONGEST_IN_COLUMNS = 36, 22
 _MOST_POINTS = 400
-_WIDTH_INCHES, _HEIGHT_INCHES = 5.2, 3.0
-_SETTINGS: dict[str, object] = {
-    "svg.fonttype": "none",
-    "font.family": ["sans-serif"],
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": _INK["muted"],
-    "axes.labelcolor": _INK["muted"],
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _INK["grid"],
-    "grid.linewidth": 0.8,
-    "xtick.color": _INK["muted"],
-    "ytick.color": _INK["muted"],
-    "text.color": _INK["ink"],
-    "lines.linewidth": 2.0,
-    "lines.solid_capstyle": "round",
-    "legend.frameon": False,
-    "path.simplify": True,
-}
 
 
 @dataclass(frozen=True)
@@ -75,7 +32,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Line:
-    """A curve; `error` is one standard error up and down."""
+    """A curve; `error` is one standard error up and down, `band` an interval [low, high] at each point."""
 
     label: str
     x: Sequence[float]
@@ -84,6 +41,7 @@ class Line:
     dashed: bool = False
     error: Sequence[float | None] | None = None
     markers: bool = False
+    band: Sequence[Sequence[float] | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,13 +74,17 @@ def line_chart(
             style = (0, (4, 2)) if line.dashed else "solid"
             window = max(1, len(x) // 25) if smooth else 1
             if window > 1:
-                axes.plot(x[shown], y[shown], color=_INK[line.colour], linewidth=0.8, alpha=0.35)
+                axes.plot(x[shown], y[shown], color=INK[line.colour], linewidth=0.8, alpha=0.35)
                 y = _running_mean(y, window)
             marker = {"marker": "o", "markersize": 5} if line.markers or len(x) == 1 else {}
-            axes.plot(x[shown], y[shown], color=_INK[line.colour], linestyle=style, label=line.label, **marker)  # type: ignore[arg-type]
+            axes.plot(x[shown], y[shown], color=INK[line.colour], linestyle=style, label=_label(line.label), **marker)  # type: ignore[arg-type]
+            if line.band is not None:
+                # Where chance shows nothing the band has no width, and is not broken off.
+                low, high = (_floats([b[i] if b else v for b, v in zip(line.band, line.y, strict=True)])[shown] for i in (0, 1))
+                axes.fill_between(x[shown], low, high, color=INK[line.colour], alpha=0.18, linewidth=0)
             if line.error is not None:
                 error = _floats(line.error)
-                axes.errorbar(x, y, yerr=error, fmt="none", ecolor=_INK[line.colour], elinewidth=1.2, capsize=3)
+                axes.errorbar(x, y, yerr=error, fmt="none", ecolor=INK[line.colour], elinewidth=1.2, capsize=3)
         if percent:
             axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
             axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
@@ -142,18 +104,16 @@ def line_chart(
 
     everywhere = sorted({x for line in lines for x in line.x})
     shown = [everywhere[index] for index in _thinned(range(len(everywhere)), table_rows)]
-    values = [dict(zip(line.x, line.y, strict=True)) for line in lines]
-    errors = [dict(zip(line.x, line.error, strict=True)) if line.error is not None else None for line in lines]
-    headers = [x_label]
-    for line in lines:
-        headers += [line.label, "±"] if line.error is not None else [line.label]
-    rows: list[tuple[Cell, ...]] = []
-    for x in shown:
-        row: list[Cell] = [x_ticks[x] if x_ticks else x]
-        for value, error in zip(values, errors, strict=True):
-            row += [value.get(x), error.get(x)] if error is not None else [value.get(x)]
-        rows.append(tuple(row))
-    return Chart(name, title, note, _svg(name, title, draw), tuple(headers), tuple(rows))
+    headers = [x_label, *(header for line in lines for header in _headers(line))]
+    cells = [_cells(line) for line in lines]
+    rows = [
+        (
+            x_ticks[x] if x_ticks else x,
+            *(cell for own, line in zip(cells, lines, strict=True) for cell in own.get(x, _blank(line))),
+        )
+        for x in shown
+    ]
+    return Chart(name, title, note, draw_svg(name, title, draw), tuple(headers), tuple(rows))
 
 
 def histogram_chart(
@@ -191,16 +151,17 @@ def histogram_chart(
 
     def draw(axes: Axes) -> None:
         for histogram, share in zip(histograms, shares, strict=True):
-            colour = _INK[histogram.colour]
-            axes.stairs(share, edges, fill=True, color=colour, alpha=0.25, linewidth=0)
-            axes.stairs(share, edges, color=colour, linewidth=1.8, label=histogram.label)
+            colour = INK[histogram.colour]
+            # Many fills over each other would be mud.
+            axes.stairs(share, edges, fill=True, color=colour, alpha=0.5 / max(2, len(histograms) ** 2), linewidth=0)
+            axes.stairs(share, edges, color=colour, linewidth=1.8, label=_label(histogram.label))
             if show_medians:
                 median = float(np.median(np.asarray(histogram.values)))
                 axes.axvline(median, color=colour, linewidth=1.2, linestyle=(0, (2, 2)))
         for label, x in (marks or {}).items():
             if not edges[0] <= x <= edges[-1]:
                 continue
-            axes.axvline(x, color=_INK["ink"], linewidth=1.2, linestyle=(0, (4, 2)))
+            axes.axvline(x, color=INK["ink"], linewidth=1.2, linestyle=(0, (4, 2)))
             left = _place(x, edges, log=log) < 0.6
             axes.annotate(
                 label,
@@ -210,7 +171,7 @@ def histogram_chart(
                 textcoords="offset points",
                 ha="left" if left else "right",
                 va="top",
-                color=_INK["ink"],
+                color=INK["ink"],
             )
         if log:
             axes.set_xscale("log")
@@ -231,7 +192,7 @@ def histogram_chart(
         if any(share[i] for share in shares)
     )
     headers = (x_label, *(histogram.label for histogram in histograms))
-    return Chart(name, title, note, _svg(name, title, draw), headers, rows)
+    return Chart(name, title, note, draw_svg(name, title, draw), headers, rows)
 
 
 def bar_chart(
@@ -249,10 +210,10 @@ def bar_chart(
     def draw(axes: Axes) -> None:
         longest = max((length for _, length, _, _ in bars), default=0) or 1
         for index, (_, length, text, pale) in enumerate(bars):
-            axes.barh(index, length, height=0.62, color=_INK["squeezed"], alpha=0.35 if pale else 1)
-            axes.annotate(text, (length, index), xytext=(5, 0), textcoords="offset points", va="center", color=_INK["ink"])
+            axes.barh(index, length, height=0.62, color=INK["squeezed"], alpha=0.35 if pale else 1)
+            axes.annotate(text, (length, index), xytext=(5, 0), textcoords="offset points", va="center", color=INK["ink"])
         axes.set_yticks(range(len(bars)), [label for label, *_ in bars])
-        axes.tick_params(axis="y", length=0, labelcolor=_INK["ink"])
+        axes.tick_params(axis="y", length=0, labelcolor=INK["ink"])
         axes.set_xlim(0, 1.3 * longest)
         axes.invert_yaxis()
         axes.grid(False, axis="y")
@@ -260,53 +221,45 @@ def bar_chart(
         axes.set_xlabel(x_label)
 
     height = max(1.2, 0.6 + 0.3 * len(bars))
-    return Chart(name, title, note, _svg(name, title, draw, height=height), headers, tuple(rows))
+    return Chart(name, title, note, draw_svg(name, title, draw, height=height), headers, tuple(rows))
 
 
-def _svg(name: str, title: str, draw: Callable[[Axes], None], *, height: float = _HEIGHT_INCHES) -> str:
-    with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": name}):  # type: ignore[arg-type]
-        figure = Figure(figsize=(_WIDTH_INCHES, height), layout="constrained")
-        figure.patch.set_visible(False)
-        axes = figure.add_subplot()
-        axes.patch.set_visible(False)
-        draw(axes)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return _inline(buffer.getvalue(), f"chart-{name}", title)
+def _headers(line: Line) -> list[str]:
+    return [line.label, *(["±"] if line.error is not None else []), *(["low", "high"] if line.band is not None else [])]
 
 
-def _inline(svg: str, name: str, title: str) -> str:
-    """Cut matplotlib's document down to an element that may stand beside others of its kind in one HTML page."""
-    view_box = re.search(r'viewBox="([^"]+)"', svg)
-    assert view_box is not None, "matplotlib wrote an SVG without a viewBox"
-    body = svg[svg.index(">", view_box.end()) + 1 : svg.rindex("</svg>")]
-    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
-    referenced = set(re.findall(r'(?:url\(|href=")#([^")]+)', body))
-    body = re.sub(r' id="([^"]+)"', lambda match: f' id="{name}-{match[1]}"' if match[1] in referenced else "", body)
-    body = re.sub(r'((?:url\(|href=")#)', rf"\g<1>{name}-", body).replace("xlink:href", "href")
-    # The page's own font; matplotlib names every sans-serif it knows, for every word.
-    body = re.sub(r" ?font-family: [^;\"]*;?", "", body)
-    # Hundredths of a point are enough for a coordinate; the text between the tags is the reader's.
-    body = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), body)
-    for colour, placeholder in _INK.items():
-        body = body.replace(placeholder, f"var(--{colour})")
-    body = re.sub(r"\n\s*", "\n", body)
-    return (
-        f'<svg viewBox="{view_box[1]}" role="img" aria-labelledby="{name}-title">'
-        f'<title id="{name}-title">{_escaped(title)}</title>{body}</svg>'
-    )
+def _cells(line: Line) -> dict[float, list[Cell]]:
+    """Return what the table has of a curve at each x: its value, its error and the edges of its band."""
+    cells: dict[float, list[Cell]] = {x: [y] for x, y in zip(line.x, line.y, strict=True)}
+    for x, error in zip(line.x, line.error or [], strict=line.error is not None):
+        cells[x].append(error)
+    for x, interval in zip(line.x, line.band or [], strict=line.band is not None):
+        cells[x] += interval or (None, None)
+    return cells
+
+
+def _blank(line: Line) -> list[Cell]:
+    return [None] * len(_headers(line))
 
 
 def _legend(axes: Axes, num_entries: int) -> None:
     if num_entries > 1:
+        longest = max(len(label) for label in axes.get_legend_handles_labels()[1])
         axes.legend(
             loc="lower left",
             bbox_to_anchor=(0, 1.0),
-            ncols=3 if num_entries == 3 else 2,
+            # Long names would run into each other on a narrow screen.
+            ncols=1 if longest > _LONGEST_IN_COLUMNS else 3 if num_entries == 3 else 2,
             borderaxespad=0.2,
             handlelength=1.8,
             columnspacing=1.2,
         )
+
+
+def _label(text: str) -> str:
+    """Return a legend's text: short, not read as mathematics, and not hidden as matplotlib hides what starts with `_`."""
+    short = text if len(text) <= _LONGEST_LABEL else f"{text[: _LONGEST_LABEL - 1]}…"
+    return (f" {short}" if short.startswith("_") else short).replace("$", r"\$")
 
 
 def _floats(values: Sequence[float | None]) -> np.ndarray:
@@ -340,7 +293,3 @@ def _thinned(indices: range, most: int) -> list[int]:
 
 def _thousands(value: float, _position: int | None = None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

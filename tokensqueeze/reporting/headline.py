@@ -8,8 +8,8 @@ from tokensqueeze.reporting.wording import counted, percent, points_with_error
 
 Tone = Literal["good", "bad", "open"]
 
-# A change under this many standard errors is not called one.
-_NOTABLE = 2.0
+# A change that chance alone gives more often than this is not called one.
+_NOTABLE = 0.05
 # (shorter, better), each 1, 0 or −1.
 _VERDICTS: Mapping[tuple[int, int], tuple[str, Tone]] = {
     (1, 1): ("Shorter, and more often right.", "good"),
@@ -41,18 +41,19 @@ def headline(evaluation: Mapping[str, Any]) -> Headline:
     ratio, gain = change["length_ratio"], change["accuracy"]
     figure = f"{percent(ratio, 0)} of the tokens, {points_with_error(gain, change['accuracy_se'])}"
     problems = counted(evaluation["base"][decoding]["num_problems"], "problem")
-    shorter = _direction(None if ratio is None else 1 - ratio, change["length_ratio_se"])
-    better = _direction(gain, change["accuracy_se"])
+    shorter, better = _direction(1 - ratio, change["length_p"]), _direction(gain, change["accuracy_p"])
     if shorter is None or better is None:
-        return Headline(figure, f"{problems} can't give a standard error: evaluate on more before judging.", "open", decoding)
+        return Headline(
+            figure, f"{problems} can't tell a change from chance: evaluate on more before judging.", "open", decoding
+        )
     verdict, tone = _VERDICTS[shorter, better]
     return Headline(figure, verdict.format(problems=problems), tone, decoding)
 
 
-def _direction(change: float | None, error: float | None) -> int | None:
-    """Return −1, 0 or 1 for a fall, no notable change or a rise; nothing where the error is unknown."""
-    if change is None or error is None:
+def _direction(change: float, p: float | None) -> int | None:
+    """Return −1, 0 or 1 for a fall, no notable change or a rise; nothing where there is no test."""
+    if p is None:
         return None
-    if abs(change) <= _NOTABLE * error:
+    if p > _NOTABLE:
         return 0
     return 1 if change > 0 else -1

@@ -4,26 +4,18 @@ import math
 from collections.abc import Mapping, Sequence
 
 from tokensqueeze.config import KLBound, ObjectiveSettings, Reliable
-from tokensqueeze.metrics.difficulty import BINS, DifficultyBin, by_difficulty, pass_rates
-from tokensqueeze.metrics.token_budget import accuracy_at_budgets
+from tokensqueeze.metrics.difficulty import BINS, DifficultyBin, by_difficulty, sorted_apart
+from tokensqueeze.metrics.token_budget import budget_curve
 from tokensqueeze.reporting.charts import Cell, Chart, Colour, Histogram, Line, bar_chart, histogram_chart, line_chart
 from tokensqueeze.reporting.comparisons import saved_tokens
 from tokensqueeze.reporting.refinement import kl_on_the_rest, turned_down
 from tokensqueeze.reporting.report_data import ReportData, StageRecord
-from tokensqueeze.reporting.wording import counted, duration, plain
+from tokensqueeze.reporting.wording import PASS_RATES, counted, duration, plain
 from tokensqueeze.schema import EvaluationTrace, RefinedTrace
 
 _SMALLEST_KL = 1e-7
 _BINS_PER_DECADE = 6
 _BUDGETS = 100
-_PASS_RATES = {
-    "0": "none",
-    "(0, 0.25]": "to 25 %",
-    "(0.25, 0.5]": "to 50 %",
-    "(0.5, 0.75]": "to 75 %",
-    "(0.75, 1)": "under all",
-    "1": "all",
-}
 
 
 def evaluation_charts(data: ReportData) -> list[Chart]:
@@ -130,10 +122,9 @@ def _budget_chart(data: ReportData) -> Chart:
         for label, traces, colour in models:
             chosen = [trace for trace in traces if trace.decoding == decoding]
             if chosen:
-                accuracy = accuracy_at_budgets(
-                    [trace.verdict == "correct" for trace in chosen], [trace.num_tokens for trace in chosen], budgets
-                )
-                lines.append(Line(f"{label}, {decoding}", budgets, list(accuracy), colour, dashed=decoding == "greedy"))
+                curve = budget_curve(chosen, budgets)
+                dashed = decoding == "greedy"
+                lines.append(Line(f"{label}, {decoding}", budgets, curve.accuracy, colour, dashed, band=curve.intervals))
     return line_chart(
         "budget",
         "Accuracy against token budget",
@@ -142,7 +133,7 @@ def _budget_chart(data: ReportData) -> Chart:
         percent=True,
         from_zero=True,
         note="An answer counts if it is right and no longer than the budget. The area under a curve, over a budget of "
-        f"{data.token_budget:,} tokens, is the AUC.",
+        f"{data.token_budget:,} tokens, is the AUC. Bands: 95 % intervals over problems.",
     )
 
 
@@ -169,14 +160,11 @@ def _difficulty_charts(data: ReportData) -> list[Chart]:
         "base": [trace for trace in data.base_evaluation if trace.decoding == "sampled"],
         "squeezed": [trace for trace in data.squeezed_evaluation if trace.decoding == "sampled"],
     }
-    # Problems that came out right did so partly by luck: the samples that sort them must not be those measured.
-    sorting = [trace for trace in sampled["base"] if trace.sample_index % 2 == 0]
-    measured = [trace for trace in sampled["base"] if trace.sample_index % 2 == 1]
-    rates = pass_rates(sorting)
-    if not rates or {trace.problem_id for trace in measured} != rates.keys():
+    apart = sorted_apart(sampled["base"]) if sampled["base"] and sampled["squeezed"] else None
+    if apart is None:
         return []
-    base, squeezed = by_difficulty(measured, rates), by_difficulty(sampled["squeezed"], rates)
-    places = {BINS.index(bin.label): f"{_PASS_RATES[bin.label]}\nn = {bin.num_problems:,}" for bin in base}
+    base, squeezed = by_difficulty(apart.measured, apart.pass_rates), by_difficulty(sampled["squeezed"], apart.pass_rates)
+    places = {BINS.index(bin.label): f"{PASS_RATES[bin.label]}\nn = {bin.num_problems:,}" for bin in base}
     x_ticks = {float(index): places[place] for index, place in enumerate(sorted(places))}
     note = (
         "Half of the base model's samples sort the problems, hardest on the left (n: problems); the other half is "

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from tokensqueeze.config import Section, Settings
 from tokensqueeze.reporting import wording
 from tokensqueeze.reporting.comparisons import (
@@ -22,6 +20,7 @@ from tokensqueeze.reporting.comparisons import (
 )
 from tokensqueeze.reporting.headline import Headline, headline
 from tokensqueeze.reporting.model_card import DEMO_CAVEAT
+from tokensqueeze.reporting.page import page_environment
 from tokensqueeze.reporting.refinement import Reason, kl_on_the_rest, turned_down
 from tokensqueeze.reporting.report_data import ReportData, StageRecord
 from tokensqueeze.reporting.run_charts import evaluation_charts, refinement_charts, time_chart, training_charts
@@ -41,15 +40,7 @@ def write_report(data: ReportData, path: Path) -> None:
 
 def report_html(data: ReportData) -> str:
     """Return the page; the same data give the same text."""
-    environment = Environment(
-        loader=PackageLoader("tokensqueeze.reporting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for name in ("counted", "duration", "number", "percent", "plain", "signed_tokens"):
-        environment.filters[name] = getattr(wording, name)
+    environment = page_environment()
     think_end = data.settings.model.think_end
     environment.filters["thinking"] = lambda text: split_answer(text, think_end)[0]
     environment.filters["answer"] = lambda text: split_answer(text, think_end)[1]
@@ -85,6 +76,8 @@ class _Bar:
 class _Tile:
     title: str
     change: str
+    chance: str
+    """The change's 95 % interval and p-value."""
     bars: tuple[_Bar, ...]
 
 
@@ -183,7 +176,8 @@ def _result(data: ReportData) -> _Result | None:
     )
     conditions = (
         f"{wording.counted(cell['num_problems'], 'held-out problem')}, {how}. ± is one standard error over problems; "
-        "it leaves out what another draw of traces or another training seed would change."
+        "it leaves out what another draw of traces or another training seed would change. p: how often chance alone would give "
+        "such a change (sign-flip test, paired by problem)."
     )
     tiles = [tile for decoding in ("sampled", "greedy") for tile in _tiles(evaluation, decoding)]
     rows = tuple(evaluation_rows(evaluation))
@@ -212,14 +206,32 @@ def _tiles(evaluation: Mapping[str, Any], decoding: str) -> list[_Tile]:
         for key in ("accuracy", "auc")
     }
     return [
-        _Tile(f"Tokens per answer, {decoding}", f"× {wording.number(change['length_ratio'], 2)}", tuple(lengths)),
+        _Tile(
+            f"Tokens per answer, {decoding}",
+            f"× {wording.number(change['length_ratio'], 2)}",
+            _chance(wording.interval(change["length_ratio_ci"], decimals=3), change["length_p"]),
+            tuple(lengths),
+        ),
         _Tile(
             f"Accuracy, {decoding}",
             wording.points_with_error(change["accuracy"], change["accuracy_se"]),
+            _chance(wording.interval(change["accuracy_ci"], scale=100, sign=True), change["accuracy_p"]),
             tuple(shares["accuracy"]),
         ),
-        _Tile(f"AUC, {decoding}", wording.points_with_error(change["auc"], change["auc_se"]), tuple(shares["auc"])),
+        _Tile(
+            f"AUC, {decoding}",
+            wording.points_with_error(change["auc"], change["auc_se"]),
+            _chance(wording.interval(change["auc_ci"], scale=100, sign=True), change["auc_p"]),
+            tuple(shares["auc"]),
+        ),
     ]
+
+
+def _chance(interval: str, p: float | None) -> str:
+    if p is None:
+        return "too few problems for an interval or a test"
+    told = f"p {wording.p_value(p)}" if p < 0.001 else f"p = {wording.p_value(p)}"
+    return f"95 % interval {interval}, {told}" if interval else told
 
 
 def _sources(data: ReportData) -> _Sources:

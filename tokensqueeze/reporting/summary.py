@@ -6,12 +6,13 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from tokensqueeze.reporting.wording import number_with_error
+from tokensqueeze.reporting.wording import number_with_error, p_value
 
 HEADERS = ("", "accuracy %", "Len-T", "Len-A", "thinking", "answer", "AUC %")
 LEGEND = (
     "± is one standard error over problems. Len-T: mean tokens of the correct answers, Len-A: of all; "
-    "AUC: area under accuracy against token budget. Changes: points, and × for lengths."
+    "AUC: area under accuracy against token budget. Changes: points, and × for lengths; p: how often chance alone would give "
+    "such a change, tested by problem."
 )
 _DECODINGS = ("sampled", "greedy")
 
@@ -23,8 +24,7 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
         # A narrow terminal folds a figure over two lines; an ellipsis would hide what the table is there for.
         table.add_column(header, justify="right" if header else "left", overflow="fold")
     for row in evaluation_rows(evaluation):
-        change = row[0].startswith("change")
-        table.add_row(*row, style="bold" if change else None, end_section=change)
+        table.add_row(*row, style="bold" if row[0].startswith("change") else None, end_section=row[0].startswith("p,"))
     return table
 
 
@@ -36,7 +36,7 @@ def evaluation_markdown(evaluation: Mapping[str, Any]) -> str:
 
 
 def evaluation_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Return a row of written figures per model and decoding, and one of changes; only of decodings that were done."""
+    """Return a row of written figures per model and decoding, and of changes and their p; only of decodings that were done."""
     rows: list[tuple[str, ...]] = []
     for decoding in _DECODINGS:
         for model in ("base", "squeezed"):
@@ -46,6 +46,8 @@ def evaluation_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
         change = evaluation.get("change", {}).get(decoding)
         if change is not None:
             rows.append((f"change, {decoding}", *_change_figures(change)))
+            ps = [p_value(change[f"{name}_p"]) for name in ("accuracy", "length", "auc")]
+            rows.append((f"p, {decoding}", ps[0], "", ps[1], "", "", ps[2]))
     return rows
 
 

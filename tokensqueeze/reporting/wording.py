@@ -1,5 +1,17 @@
 """How figures are written, the same in page, card and table: shares as percent, changes in points."""
 
+from collections.abc import Sequence
+
+PASS_RATES = {
+    "0": "none",
+    "(0, 0.25]": "to 25 %",
+    "(0.25, 0.5]": "to 50 %",
+    "(0.5, 0.75]": "to 75 %",
+    "(0.75, 1)": "under all",
+    "1": "all",
+}
+"""Bins of pass rates (`metrics.difficulty.BINS`) in words."""
+
 
 def percent(share: float | None, decimals: int = 1) -> str:
     """0.927 → `92.7 %`."""
@@ -40,6 +52,33 @@ def number_with_error(value: float | None, error: float | None) -> str:
         return number(value)
     decimals = 0 if abs(value) >= 1000 else 1
     return f"{value:,.{decimals}f} ± {error:,.{decimals}f}"
+
+
+def interval(edges: Sequence[float] | None, *, scale: float = 1, decimals: int = 1, sign: bool = False) -> str:
+    """[0.829, 0.872], scale 100 → `82.9–87.2`; with `sign`, [−0.012, 0.034] → `[−1.2, +3.4]`; unknown: nothing."""
+    if edges is None:
+        return ""
+    if sign:
+        return f"[{', '.join(signed(scale * edge, decimals) for edge in edges)}]"
+    return "–".join(number_at(scale * edge, decimals) for edge in edges)
+
+
+def signed(value: float, decimals: int = 1) -> str:
+    """7.62 → `+7.6`; −0.04 → `0.0`, since a sign would claim a direction."""
+    written = f"{value:+,.{decimals}f}"
+    return written[1:] if float(written.replace(",", "")) == 0 else written.replace("-", "−")
+
+
+def number_at(value: float, decimals: int) -> str:
+    """A number with so many decimals, thousands set off."""
+    return f"{value:,.{decimals}f}".replace("-", "−")
+
+
+def p_value(p: float | None) -> str:
+    """0.0132 → `0.013`; 0.00005 → `< 0.001`; unknown: `–`."""
+    if p is None:
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def signed_tokens(change: int) -> str:
