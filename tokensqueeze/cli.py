@@ -5,15 +5,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from tokensqueeze.config import EvaluateSettings, check_evaluate_settings, override_settings
 from tokensqueeze.errors import MissingPackageError, SettingsError, TokenSqueezeError
 from tokensqueeze.methods import METHODS, load_settings
 from tokensqueeze.ray_token import private_ray_token
-from tokensqueeze.tables import make_folder
+from tokensqueeze.tables import make_folder, write_json
 
 app = typer.Typer(
     add_completion=False,
@@ -88,6 +89,176 @@ def methods() -> None:
     for method in METHODS.values():
         typer.echo(f"{method.name}\n  {method.summary}")
         typer.echo(f"  {method.selector.name} + {method.rewriter.name} + {method.objective.name}")
+
+
+@app.command()
+def verify(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL or Parquet; it is read, never written.")],
+    gold_column: Annotated[str, typer.Option(help="Column of the gold answers.")],
+    response_column: Annotated[str, typer.Option(help="Column of the responses, thinking and answer together.")],
+    output: Annotated[
+        str | None, typer.Option(metavar="FILE", help="JSONL or Parquet, or - for stdout.", show_default="FILE.verified.jsonl")
+    ] = None,
+    finish_reason_column: Annotated[
+        str | None, typer.Option(help="Column that says length where a response was cut off: those are incorrect.")
+    ] = None,
+    kind: Annotated[str, typer.Option(help="How answers are judged: math, choice or code.")] = "math",
+    answer_form: Annotated[
+        list[str] | None, typer.Option(help="Where the answer is looked for, first found counts; may be repeated.")
+    ] = None,
+    think_end: Annotated[str, typer.Option(help="Text that ends the thinking; answers are looked for behind it.")] = "</think>",
+    timeout_seconds: Annotated[float | None, typer.Option(help="Longest time one comparison may take.")] = None,
+    min_isolation: Annotated[
+        str | None, typer.Option(help="The least that must stand between a program and this machine: namespaces or rlimits.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that judge.", show_default="one per CPU")] = None,
+    overwrite_columns: Annotated[bool, typer.Option(help="Replace verdict and the like where FILE has them.")] = False,
+) -> None:
+    """Judge responses against gold answers: FILE's rows again, with verdict, extracted_answer and verdict_cause."""
+    from tokensqueeze.pipeline.verify_command import verify_from_shell
+
+    verify_from_shell(
+        source,
+        output=output,
+        gold_column=gold_column,
+        response_column=response_column,
+        finish_reason_column=finish_reason_column,
+        kind=kind,
+        answer_forms=answer_form,
+        think_end=think_end,
+        timeout_seconds=timeout_seconds,
+        min_isolation=min_isolation,
+        workers=workers,
+        overwrite_columns=overwrite_columns,
+    )
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model directory, demo, or a server's http://host:port/v1.")],
+    benchmarks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--benchmark",
+            "-b",
+            metavar="NAME=PATH",
+            help="A benchmark with its file or hf: data set, by its name alone if the Hugging Face cache has it; a name of "
+            "yours with a problem file; or demo. Repeat.",
+        ),
+    ] = None,
+    traces: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Measure the responses in this JSONL or Parquet file; MODEL gives the tokenizer."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for evaluation.json and tables/.", show_default="evaluations/MODEL")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first this many problems of each.")] = None,
+    samples: Annotated[int | None, typer.Option(min=0, help="Sampled traces per problem.")] = None,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Decode each problem greedily too.")] = False,
+    temperature: Annotated[float | None, typer.Option(help="Instead of the benchmark's own.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Instead of the benchmark's own.")] = None,
+    token_budget: Annotated[int | None, typer.Option(min=1, help="Of the AUC; another one draws nothing anew.")] = None,
+    thinking_budgets: Annotated[
+        list[int] | None,
+        typer.Option("--thinking-budget", metavar="TOKENS", help="Also close thinking there and have it answer; repeat."),
+    ] = None,
+    served_model: Annotated[str | None, typer.Option(help="The name a server has the model under.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="The model's own tokenizer, where a server does not tell reasoning from answer tokens.")
+    ] = None,
+    allow_download: Annotated[bool, typer.Option("--allow-download", help="Fetch hf: data sets that are not here.")] = False,
+    overrides: _Set = None,
+    address: _Address = None,
+    store: _Store = None,
+) -> None:
+    """Measure MODEL on benchmarks: accuracy, pass@k, lengths in tokens, AUC, with intervals. Run again, it goes on."""
+    settings = _evaluate_settings(
+        model,
+        overrides or [],
+        decoding={
+            "num_samples": samples,
+            "greedy": greedy or None,
+            "temperature": temperature,
+            "max_tokens": max_tokens,
+            "token_budget": token_budget,
+        },
+        forcing={"thinking_budgets": thinking_budgets or None},
+        endpoint={"model": served_model, "tokenizer": str(tokenizer) if tokenizer else None},
+        traces={"path": str(traces) if traces else None},
+    )
+    name = settings.endpoint.model or model.rstrip("/").rpartition("/")[2]
+    output = output or Path("evaluations") / name
+    with nullcontext() if address else private_ray_token():
+        with _named_if_missing():
+            from tokensqueeze.console import RunConsole
+            from tokensqueeze.pipeline.evaluate import benchmark_source, plan_evaluation, run_evaluation
+            from tokensqueeze.reporting.benchmark_table import benchmark_tables
+        sources = [benchmark_source(text, limit=limit) for text in benchmarks or []]
+        plan = plan_evaluation(settings, sources, store or output / "tables", allow_download=allow_download)
+        console = RunConsole()
+        try:
+            with ray_words_to(make_folder(output) / "ray.log"):
+                figures = run_evaluation(plan, output, address=address, observer=console)  # type: ignore[arg-type]
+        finally:
+            console.close()
+    for table in benchmark_tables(figures):
+        console.console.print(table)
+    console.note(f"{'evaluation.json':16} {output / 'evaluation.json'}")
+
+
+def _evaluate_settings(model: str, overrides: list[str], **sections: dict[str, Any]) -> EvaluateSettings:
+    """Return what the command line says, `--set` last; what was not given is left to the benchmarks."""
+    said = {section: {name: value for name, value in given.items() if value is not None} for section, given in sections.items()}
+    values: dict[str, Any] = {section: given for section, given in said.items() if given}
+    if model.startswith(("http://", "https://")):
+        values.setdefault("endpoint", {})["url"] = model
+    else:
+        values["model"] = {"path": model}
+    override_settings(values, overrides)
+    return check_evaluate_settings(values)
+
+
+@app.command()
+def compare(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FOLDER...",
+            help="Folders that evaluate or run has left; the first model is what the others are held against. "
+            "NAME=FOLDER names one; FOLDER:base and FOLDER:squeezed pick one of a run.",
+        ),
+    ],
+    benchmark: Annotated[
+        str | None, typer.Option(help="Compare on this benchmark alone.", show_default="all that are shared")
+    ] = None,
+    output: Annotated[Path, typer.Option(metavar="FILE", help="The page.")] = Path("comparison.html"),
+    budget: Annotated[
+        int | None, typer.Option(min=1, metavar="TOKENS", help="Token budget of the AUC.", show_default="the evaluations' own")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures there too.")] = None,
+    common: Annotated[bool, typer.Option("--common", help="Where problems differ, compare on those in common.")] = False,
+) -> None:
+    """Compare models on the same problems, paired by problem: a table here, and a page with the curves."""
+    with _named_if_missing():
+        from tokensqueeze.pipeline.compare import compare_models
+        from tokensqueeze.reporting.comparison_data import comparison_json
+        from tokensqueeze.reporting.comparison_page import write_comparison
+        from tokensqueeze.reporting.comparison_table import CHANGE_LEGEND, MODEL_LEGEND, section_table
+    comparison = compare_models(models, benchmark=benchmark, token_budget=budget, common=common)
+    write_comparison(comparison, output)
+    if json_file:
+        write_json(json_file, comparison_json(comparison))
+    console = Console(soft_wrap=False)
+    for note in comparison.notes:
+        console.print(note, markup=False, highlight=False)
+    for section in comparison.sections:
+        console.print(section_table(section))
+        for warning in section.warnings:
+            console.print(f"! {warning}", markup=False, highlight=False)
+    console.print(f"{MODEL_LEGEND} {CHANGE_LEGEND}", markup=False, highlight=False)
+    for written in (output, *([json_file] if json_file else [])):
+        console.print(f"{written.name:16} {written}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _run(settings_file: Path, output: Path, overrides: list[str], until: str, address: str | None, store: Path | None) -> None:

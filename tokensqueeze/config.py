@@ -5,14 +5,18 @@ Defaults are the paper's (TokenSqueeze, arXiv 2511.13223), and where the paper i
 """
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable, Sequence
+from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, field_validator
 
 from tokensqueeze.errors import SettingsError
+from tokensqueeze.schema import AnswerKind
 
 _CHOICES = ("selector", "rewriter", "objective")
 """The sections of which `name` picks one of several kinds."""
@@ -25,6 +29,9 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
 
+AnySettings = TypeVar("AnySettings", bound=Section)
+
+
 class ModelSettings(Section):
     path: str = "demo"
     """A Hugging Face causal LM directory with tokenizer and chat template, or `demo` for the model that ships."""
@@ -34,11 +41,25 @@ class ModelSettings(Section):
     """Text that ends the thinking block; a completion without it is all thinking."""
 
 
+ProblemFormat = Literal[
+    "auto", "jsonl", "parquet", "gsm8k", "math", "aime", "humaneval", "mbpp", "livecodebench", "mmlu_pro", "gpqa", "choice"
+]
+
+Day = Annotated[date, PlainSerializer(date.isoformat)]
+"""Written as text, so that settings stay JSON."""
+
+
 class ProblemSource(Section):
     path: str
-    """A JSONL or Parquet file, or `demo:train`, `demo:dev`, `demo:test` for the problems that ship."""
-    format: Literal["auto", "jsonl", "parquet", "gsm8k", "math"] = "auto"
-    """`gsm8k`: the answer follows `####`; `math`: it is the last `\\boxed{}` of `solution`, or `answer`."""
+    """A JSONL, Parquet, CSV or JSON file, gzipped or not; `hf:OWNER/NAME[@REVISION][:CONFIG][/SPLIT]`, such as
+    `hf:openai/gsm8k:main/test`, for a Hugging Face data set; or `demo:train`, `demo:dev`, `demo:test` for the problems that
+    ship."""
+    allow_download: bool = False
+    """Fetch an `hf:` data set that is not in the local Hugging Face cache; else nothing is asked of any other machine."""
+    format: ProblemFormat = "auto"
+    """`auto` goes by the first row's columns. `gsm8k`: the answer follows `####`; `math`: it is the last `\\boxed{}` of
+    `solution`, or `answer`; `aime`: a whole number below 1,000; `choice`: columns question, options and answer, a letter;
+    `jsonl`, `parquet`: question and answer word for word; the others are the benchmarks' own files."""
     question_column: str | None = None
     """Defaults to the first of question, problem, prompt that the file has."""
     answer_column: str | None = None
@@ -47,6 +68,12 @@ class ProblemSource(Section):
     """Defaults to `id` or `problem_id` where the file has it, else the row's number."""
     limit: int | None = Field(default=None, ge=1)
     """Keep the first this many."""
+    unanswered: Literal["error", "drop"] = "error"
+    """What to do with a problem that has no gold answer."""
+    first_date: Day | None = None
+    """For `livecodebench`: leave out problems of contests before this day."""
+    last_date: Day | None = None
+    """And those of contests after this one."""
     seed: int = 0
     """Which problems to draw, for `demo:` sources."""
     per_shard: int = Field(default=16, ge=1)
@@ -54,7 +81,8 @@ class ProblemSource(Section):
 
 
 class ProblemsSettings(Section):
-    train: ProblemSource
+    train: ProblemSource | None = None
+    """Problems to draw traces of; none where `sampling.traces` brings traces and problems along."""
     dev: ProblemSource | None = None
     """Problems on which training watches its accuracy; none: it watches its loss alone."""
     test: ProblemSource | None = None
@@ -65,6 +93,28 @@ class ProblemsSettings(Section):
     """What to do with a problem whose prompt leaves no room in the model's context."""
 
 
+class TraceSource(Section):
+    """Traces that were made elsewhere, one response a row, with its question and the question's gold answer."""
+
+    path: str
+    """A JSONL or Parquet file. A problem's rows may stand anywhere in it, and problems may have different numbers of them."""
+    question_column: str | None = None
+    """Defaults to the first of question, problem, prompt that the file has."""
+    response_column: str | None = None
+    """Thinking and answer together; defaults to the first of response, completion, output, generation."""
+    gold_column: str | None = None
+    """Defaults to the first of gold_answer, expected_answer, answer, gold."""
+    id_column: str | None = None
+    """Names the row's problem; defaults to `problem_id` where the file has it, else the question does."""
+    sample_column: str | None = None
+    """Numbers the row among its problem's samples; defaults to `sample_index` where the file has it, else rows are counted."""
+    finish_reason_column: str | None = None
+    """Defaults to `finish_reason` where the file has it; a response without one is taken to have ended by itself."""
+    answer_kind: AnswerKind = "math"
+    per_shard: int = Field(default=16, ge=1)
+    """Problems handled, and redone after a kill, together."""
+
+
 class SamplingSettings(Section):
     num_samples: int = Field(default=64, ge=1)
     """Traces drawn per problem."""
@@ -72,6 +122,8 @@ class SamplingSettings(Section):
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_tokens: int = Field(default=8192, ge=1)
     seed: int = 0
+    traces: TraceSource | None = None
+    """Traces to take instead of drawing any, with their problems in place of `problems.train`."""
 
 
 class CodeSettings(Section):
@@ -81,18 +133,21 @@ class CodeSettings(Section):
     """The least that must stand between a program and the machine: `namespaces` (bubblewrap or user namespaces: no network, no
     files but its own), or resource limits alone, for programs you would run yourself. With less at hand, nothing is run."""
     wall_seconds: float = Field(default=10.0, gt=0)
-    """All tests of one program together."""
+    """One test that runs the program or calls its function; asserts, all together, are one."""
     cpu_seconds: float = Field(default=10.0, gt=0)
+    """The same, for each process of the program."""
+    program_seconds: float = Field(default=60.0, gt=0)
+    """All tests of one program together."""
     memory_mib: int = Field(default=1024, ge=64)
     max_processes: int = Field(default=16, ge=1)
     """Processes and threads of a program at a time."""
     output_kib: int = Field(default=1024, ge=1)
     """What a program may print to each of its two streams."""
     file_kib: int = Field(default=10_240, ge=1)
-    """Largest file a program may write, in a folder of its own that goes with it."""
+    """Largest file a program may write, in a folder of its own that holds four times that and goes with it."""
 
 
-AnswerForm = Literal["boxed", "answer_tag", "hash", "last_number"]
+AnswerForm = Literal["boxed", "answer_tag", "hash", "last_number", "choice_phrase"]
 
 
 class VerifierSettings(Section):
@@ -100,7 +155,7 @@ class VerifierSettings(Section):
 
     answer_forms: list[AnswerForm] = Field(default=["boxed"], min_length=1)
     """Where the answer is looked for behind the thinking block, first found counts: the last `\\boxed{}`, the last
-    `<answer>…</answer>`, what follows the last `####`, the last number."""
+    `<answer>…</answer>`, what follows the last `####`, the last number, a choice's closing phrase ("the answer is B") or last line."""
     timeout_seconds: float = Field(default=5.0, gt=0)
     """Longest time one comparison of answers may take; its clock starts when its work starts."""
     code: CodeSettings = CodeSettings()
@@ -314,8 +369,8 @@ class TrainingSettings(Section):
 
 
 class EvaluationSettings(Section):
-    num_samples: int = Field(default=16, ge=1)
-    """Sampled traces per problem."""
+    num_samples: int = Field(default=16, ge=0)
+    """Sampled traces per problem; 0: greedy decoding alone."""
     greedy: bool = True
     """Decode each problem greedily too."""
     temperature: float = Field(default=0.6, gt=0)
@@ -324,6 +379,68 @@ class EvaluationSettings(Section):
     token_budget: int = Field(default=32768, ge=1)
     """B of the area under accuracy against token budget."""
     seed: int = 0
+
+
+class DecodingSettings(Section):
+    """What a benchmark is evaluated with, where it is to be otherwise than the benchmark's own (`problems/benchmarks.py`)."""
+
+    num_samples: int | None = Field(default=None, ge=0)
+    """Sampled traces per problem; 0: greedy decoding alone."""
+    greedy: bool = False
+    """Decode each problem greedily too."""
+    temperature: float | None = Field(default=None, gt=0)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    token_budget: int | None = Field(default=None, ge=1)
+    """B of the area under accuracy against token budget."""
+    seed: int = 0
+
+
+class ForcingSettings(Section):
+    """Budget forcing: thinking is closed at a budget, and the answer asked for (Muennighoff et al. 2025, arXiv 2501.19393)."""
+
+    thinking_budgets: list[Annotated[int, Field(ge=0)]] = []
+    """In tokens; each is one point of the curve of accuracy against thinking."""
+    close_text: str = "\n{think_end}\n\n"
+    """What is put behind the budget's last token; `{think_end}` stands for model.think_end, and has to be in it."""
+    answer_tokens: int = Field(default=1024, ge=1)
+    """Tokens the answer may take behind a forced close."""
+
+    @field_validator("close_text")
+    @classmethod
+    def _closes(cls, value: str) -> str:
+        if "{think_end}" not in value:
+            raise ValueError("write {think_end} where the thinking is to end")
+        return value
+
+
+class EndpointSettings(Section):
+    """An OpenAI-compatible server that is evaluated instead of a model directory."""
+
+    url: str | None = None
+    """Such as http://127.0.0.1:8000/v1."""
+    model: str | None = None
+    """The name it serves the model under; none: the only one it has."""
+    api_key_variable: str = "OPENAI_API_KEY"
+    """The environment variable that holds the key, if the server wants one."""
+    tokenizer: str | None = None
+    """The model's own tokenizer, a directory: tells thinking from answer where the server's `usage` does not."""
+    concurrency: int = Field(default=16, ge=1)
+    """Requests a worker has open at once."""
+    timeout_seconds: float = Field(default=3600, gt=0)
+    """Longest time one request may take."""
+    max_retries: int = Field(default=5, ge=0)
+    """How often a request is sent again after a lost connection, a 429 or a 5xx."""
+
+    @field_validator("url")
+    @classmethod
+    def _plain_url(cls, value: str | None) -> str | None:
+        parts = urlsplit(value or "http://none")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("write it as http://host:port/v1")
+        if parts.username or parts.password:
+            raise ValueError("a key in an address ends up in logs; put it into the variable that api_key_variable names")
+        return value
 
 
 class EngineSettings(Section):
@@ -380,7 +497,7 @@ class Settings(Section):
     method: str = "tokensqueeze"
     """A named bundle of selector, rewriter and objective; see `tokensqueeze methods`."""
     model: ModelSettings = ModelSettings()
-    problems: ProblemsSettings
+    problems: ProblemsSettings = ProblemsSettings()
     sampling: SamplingSettings = SamplingSettings()
     verifier: VerifierSettings = VerifierSettings()
     selector: SelectorSettings
@@ -391,6 +508,37 @@ class Settings(Section):
     evaluation: EvaluationSettings = EvaluationSettings()
     engine: EngineSettings = EngineSettings()
     resources: ResourcesSettings = ResourcesSettings()
+
+
+class OwnProblems(Section):
+    """How to read a problem file of one's own; see `ProblemSource`."""
+
+    format: ProblemFormat = "auto"
+    question_column: str | None = None
+    answer_column: str | None = None
+    id_column: str | None = None
+    unanswered: Literal["error", "drop"] = "error"
+
+
+class EvaluateSettings(Section):
+    """Settings of `tokensqueeze evaluate`: one model, any benchmarks."""
+
+    model: ModelSettings = ModelSettings()
+    endpoint: EndpointSettings = EndpointSettings()
+    problems: OwnProblems = OwnProblems()
+    instruction: str | None = None
+    """Text put behind every question; none: the benchmark's own."""
+    too_long: Literal["error", "drop"] = "error"
+    """What to do with a problem whose prompt leaves no room in the model's context."""
+    per_shard: int = Field(default=16, ge=1)
+    """Problems handled, and redone after a kill, together."""
+    traces: TraceSource | None = None
+    """Traces to measure instead of drawing any, with their problems in place of a benchmark's."""
+    decoding: DecodingSettings = DecodingSettings()
+    forcing: ForcingSettings = ForcingSettings()
+    verifier: VerifierSettings = VerifierSettings()
+    engine: EngineSettings = EngineSettings()
+    resources: PoolSettings = PoolSettings()
 
 
 def read_settings_file(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -404,6 +552,12 @@ def read_settings_file(path: Path, overrides: Sequence[str] = ()) -> dict[str, A
         raise SettingsError(f"{path}: {error.strerror}; name an existing TOML file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: not valid TOML: {error}") from error
+    override_settings(values, overrides)
+    return values
+
+
+def override_settings(values: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Lay `key.path=value` overrides over settings, in place. Raises `SettingsError` for a malformed one."""
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not all(key.split(".")):
@@ -415,20 +569,32 @@ def read_settings_file(path: Path, overrides: Sequence[str] = ()) -> dict[str, A
             if not isinstance(target, dict):
                 raise SettingsError(f"--set {override}: {section!r} is a value, not a section")
         target[last] = _toml_value(text)
-    return values
 
 
 def check_settings(values: dict[str, Any]) -> Settings:
-    """Check all settings. Raises `SettingsError` that lists every mistake with its key."""
-    try:
-        settings = Settings.model_validate(values)
-    except ValidationError as error:
-        raise SettingsError(mistakes_text(map(_mistake, error.errors()))) from None
+    """Check all settings of a run. Raises `SettingsError` that lists every mistake with its key."""
+    settings = _validated(Settings, values)
     # Several stages may share one.
     clashes = list(dict.fromkeys(_clashes(settings)))
     if clashes:
         raise SettingsError(mistakes_text(clashes))
     return settings
+
+
+def check_evaluate_settings(values: dict[str, Any]) -> EvaluateSettings:
+    """Check all settings of an evaluation. Raises `SettingsError` that lists every mistake with its key."""
+    settings = _validated(EvaluateSettings, values)
+    clashes = list(_evaluate_clashes(settings))
+    if clashes:
+        raise SettingsError(mistakes_text(clashes))
+    return settings
+
+
+def _validated(kind: type[AnySettings], values: dict[str, Any]) -> AnySettings:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError(mistakes_text(_mistake(kind, detail) for detail in error.errors())) from None
 
 
 def mistakes_text(mistakes: Iterable[str]) -> str:
@@ -445,6 +611,10 @@ def _clashes(settings: Settings) -> Iterable[str]:
         yield f"training.offload: {training.offload!r} needs training.zero_stage = {needed} or more"
     if training.min_workers and training.min_workers > training.num_workers:
         yield f"training.min_workers: {training.min_workers} is over training.num_workers = {training.num_workers}"
+    if settings.problems.train is None and settings.sampling.traces is None:
+        yield "problems.train: missing; this setting has no default"
+    if settings.problems.train and settings.sampling.traces:
+        yield "problems.train: sampling.traces brings its own problems; take one of the two out"
     if training.export == "best" and settings.problems.dev is None:
         yield 'training.export: "best" needs dev problems to tell by; set problems.dev, or export the last'
     if settings.evaluation.max_tokens > settings.evaluation.token_budget:
@@ -452,6 +622,8 @@ def _clashes(settings: Settings) -> Iterable[str]:
             f"evaluation.max_tokens: {settings.evaluation.max_tokens} is over evaluation.token_budget = "
             f"{settings.evaluation.token_budget}; a trace longer than the budget has no place under the curve"
         )
+    if settings.evaluation.num_samples == 0 and not settings.evaluation.greedy:
+        yield "evaluation.num_samples: 0, and evaluation.greedy is off: nothing would be decoded"
     for stage in get_args(StageName):
         pool = resources.pool(stage)
         if pool.max_workers and pool.workers > pool.max_workers:
@@ -460,7 +632,7 @@ def _clashes(settings: Settings) -> Iterable[str]:
                 f"{_pool_key(resources, stage, 'max_workers')} = {pool.max_workers}"
             )
     generating: dict[StageName, bool] = {
-        "sample": True,
+        "sample": settings.sampling.traces is None,
         "propose": not isinstance(settings.rewriter, NoRewrite),
         "evaluate": settings.problems.test is not None,
     }
@@ -471,19 +643,40 @@ def _clashes(settings: Settings) -> Iterable[str]:
             yield f"engine.tensor_parallel_size: {engine.tensor_parallel_size} GPUs, but {key} = {gpus:g}"
 
 
+def _evaluate_clashes(settings: EvaluateSettings) -> Iterable[str]:
+    decoding, resources = settings.decoding, settings.resources
+    if decoding.num_samples == 0 and not decoding.greedy:
+        yield "decoding.num_samples: 0, and decoding.greedy is off: nothing would be decoded"
+    if resources.max_workers and resources.workers > resources.max_workers:
+        yield f"resources.workers: {resources.workers} is over resources.max_workers = {resources.max_workers}"
+    if settings.endpoint.url and settings.forcing.thinking_budgets:
+        yield (
+            "forcing.thinking_budgets: a chat endpoint can't go on from a given thought; evaluate the model's directory, or "
+            "let the server hold the budget itself"
+        )
+    if settings.endpoint.url and settings.traces:
+        yield "traces: a server is not asked for traces that are there; name the model's directory, for its tokenizer"
+    engine = settings.engine
+    if not settings.endpoint.url and engine.kind == "vllm" and engine.tensor_parallel_size > max(1, resources.gpus_per_worker):
+        yield (
+            f"engine.tensor_parallel_size: {engine.tensor_parallel_size} GPUs, but resources.gpus_per_worker = "
+            f"{resources.gpus_per_worker:g}"
+        )
+
+
 def _pool_key(resources: ResourcesSettings, stage: StageName, name: str) -> str:
     """Return the key that a stage's setting comes from: its own table's, or that of all stages."""
     return f"resources.{name}" if getattr(getattr(resources, stage), name) is None else f"resources.{stage}.{name}"
 
 
-def _mistake(detail: Any) -> str:
+def _mistake(kind: type[Section], detail: Any) -> str:
     """Put one of pydantic's errors as `key: what is wrong; the way out`."""
     location, given = detail["loc"], detail["input"]
     # Behind a choice, pydantic puts the name that was chosen; a user's key has none.
     key = ".".join(map(str, (*location[:1], *location[2:]) if location[0] in _CHOICES else location))
     match detail["type"]:
         case "extra_forbidden":
-            known = _known_keys(location[:-1])
+            known = _known_keys(kind, location[:-1])
             close = difflib.get_close_matches(str(location[-1]), known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
             return f"{key}: unknown setting; {hint}"
@@ -495,11 +688,12 @@ def _mistake(detail: Any) -> str:
             return f"{key}.name: missing; it picks the kind"
         case _:
             message = detail["msg"][0].lower() + detail["msg"][1:]
-            return f"{key}: {message}; it is {given!r}"
+            # A key in an address is not for a log.
+            return f"{key}: {message}; it is {re.sub(r'//[^/@ ]*@', '//…@', repr(given))}"
 
 
-def _known_keys(location: Sequence[Any]) -> list[str]:
-    sections: list[Any] = [Settings]
+def _known_keys(kind: type[Section], location: Sequence[Any]) -> list[str]:
+    sections: list[Any] = [kind]
     for index, part in enumerate(location):
         if index == 1 and location[0] in _CHOICES:
             sections = [section for section in sections if section.model_fields["name"].default == part]

@@ -35,6 +35,17 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class ImportedTrace:
+    """A response that was made elsewhere, as its file has it."""
+
+    problem_id: str
+    sample_index: int
+    text: str
+    finish_reason: FinishReason | None
+    """None where the file says nothing."""
+
+
+@dataclass(frozen=True)
 class Trace:
     """One sampled response; `text` and `token_ids` are the completion, end-of-sequence token included in the ids alone."""
 

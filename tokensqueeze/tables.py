@@ -46,7 +46,7 @@ class Table(Generic[Row]):
                 raise TableError(f"{self.path}: a row is a {type(row).__name__}, the table holds {self.row_type.__name__}")
         table = pa.Table.from_pylist([asdict(row) for row in rows], schema=schema)  # type: ignore[call-overload]
         table = table.replace_schema_metadata({_COUNTS_KEY: json.dumps(dict(counts)).encode()})
-        with _replacing(self.part_path(shard)) as temporary:
+        with replacing(self.part_path(shard)) as temporary:
             pq.write_table(table, temporary, compression="zstd")
 
     def read_part(self, shard: int) -> list[Row]:
@@ -109,7 +109,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(text)
 
 
@@ -123,7 +123,7 @@ def make_folder(path: Path) -> Path:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`, and move it there once it is written and flushed."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     with _storage_errors(path):

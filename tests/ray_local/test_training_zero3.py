@@ -20,7 +20,7 @@ from torch.multiprocessing.spawn import start_processes
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from tests.ray_local.word_tokenizer import word_tokenizer
-from tokensqueeze.config import LoRASettings, TrainingSettings
+from tokensqueeze.config import LoRASettings, TrainingSettings, VerifierSettings
 from tokensqueeze.errors import TokenSqueezeError
 from tokensqueeze.objectives.packing import pack
 from tokensqueeze.schema import Problem
@@ -265,6 +265,7 @@ def _train(training: Training) -> Outcome:
                         problems=training.problems,
                         max_tokens=20,
                         think_end="</think>",
+                        verifier=VerifierSettings(),
                         step=step,
                     )
                 outcome.dev.append(asdict(row))

@@ -2,17 +2,15 @@
 
 import json
 import os
-import platform
 import shutil
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tokensqueeze import __version__
 from tokensqueeze.methods import METHODS
 from tokensqueeze.metrics.evaluation import evaluation_json
 from tokensqueeze.pipeline.plan import RunPlan
+from tokensqueeze.pipeline.versions import versions
 from tokensqueeze.reporting.model_card import model_card
 from tokensqueeze.reporting.report_data import ReportData
 from tokensqueeze.reporting.report_data import StageRecord as ReportedStage
@@ -21,8 +19,6 @@ from tokensqueeze.schema import Row
 from tokensqueeze.stages.run_stage import StageRecord
 from tokensqueeze.stages.stage import Stage
 from tokensqueeze.tables import write_json, write_text
-
-_PACKAGES = ("ray", "torch", "transformers", "deepspeed", "vllm", "pyarrow", "math-verify")
 
 
 def write_outputs(plan: RunPlan, records: Sequence[StageRecord], output: Path) -> dict[str, Any] | None:
@@ -43,7 +39,7 @@ def write_outputs(plan: RunPlan, records: Sequence[StageRecord], output: Path) -
             method_name=plan.settings.method,
             method_summary=METHODS[plan.settings.method].summary,
             settings=plan.settings,
-            versions=_versions(),
+            versions=versions(),
             stages=[ReportedStage(r.stage, r.rows, r.seconds, r.tokens, r.workers, r.reused, r.counts) for r in records],
             token_budget=plan.settings.evaluation.token_budget,
             questions={p.problem_id: p.question for problems in plan.problem_sets.values() for p in problems.problems},
@@ -62,13 +58,17 @@ def write_outputs(plan: RunPlan, records: Sequence[StageRecord], output: Path) -
     if "model" in done:
         _put_model(plan, records, evaluation, output / "model")
     stages = (plan.sample, plan.verify, plan.select, plan.propose, plan.accept, plan.pair, plan.score)
-    tables = [*stages, *(stage for stage in (plan.evaluate_base, plan.evaluate_squeezed) if stage)]
+    evaluations = [stage for stage in (plan.evaluate_base, plan.evaluate_squeezed) if stage]
+    tables = {stage.name: stage.output.path for stage in [*stages, *evaluations] if stage.name in done}
+    if any(stage.name in done for stage in evaluations):
+        # Comparing this run with another needs to know that both were asked the same.
+        tables["problems_test"] = plan.problem_sets["test"].table.path
     write_json(
         output / "run.json",
         {
             "settings": plan.settings.model_dump(),
-            "versions": _versions(),
-            "tables": {stage.name: os.path.relpath(stage.output.path, output) for stage in tables if stage.name in done},
+            "versions": versions(),
+            "tables": {name: os.path.relpath(path, output) for name, path in tables.items()},
             "training": os.path.relpath(plan.training_dir, output) if "model" in done else None,
         },
     )
@@ -104,7 +104,7 @@ def _put_model(plan: RunPlan, records: Sequence[StageRecord], evaluation: Mappin
         settings=plan.settings,
         counts={"problems": len(plan.problem_sets["train"].problems), **counts},
         evaluation=evaluation,
-        versions=_versions(),
+        versions=versions(),
     )
     (arriving / "README.md").unlink(missing_ok=True)
     write_text(arriving / "README.md", card)
@@ -117,13 +117,3 @@ def _link_or_copy(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-
-
-def _versions() -> dict[str, str]:
-    found = {"tokensqueeze": __version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -11,16 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from tokensqueeze.config import SFT, NoRewrite, ProblemSource, Reliable, Settings, mistakes_text
+from tokensqueeze.config import SFT, NoRewrite, ProblemSource, Reliable, Settings, TraceSource, mistakes_text
 from tokensqueeze.engines.checkpoint import context_length, load_tokenizer, model_dir
 from tokensqueeze.errors import SettingsError, TokenSqueezeError
-from tokensqueeze.fingerprint import fingerprint, model_fingerprint
+from tokensqueeze.fingerprint import model_fingerprint
+from tokensqueeze.pipeline.import_traces import ImportedTable, TraceFile, imported_table, read_trace_file
+from tokensqueeze.pipeline.planned_tables import RULES_VERSIONS, ProblemSet, Tables, problem_set, table_name
 from tokensqueeze.problems.prompts import prepare
 from tokensqueeze.problems.source import read_problems
 from tokensqueeze.schema import (
     EvaluationTrace,
     PreferencePair,
-    Problem,
     RefinedTrace,
     ScoredPair,
     SelectedTrace,
@@ -31,6 +32,7 @@ from tokensqueeze.schema import (
 from tokensqueeze.stages.accept_steps import AcceptSteps
 from tokensqueeze.stages.build_pairs import BuildPairs
 from tokensqueeze.stages.evaluate_model import EvaluateModel
+from tokensqueeze.stages.import_traces import ImportTraces
 from tokensqueeze.stages.model_source import ModelSource
 from tokensqueeze.stages.propose_steps import ProposeSteps
 from tokensqueeze.stages.sample_traces import SampleTraces
@@ -38,36 +40,8 @@ from tokensqueeze.stages.score_reference import ScoreReference
 from tokensqueeze.stages.select_traces import SelectTraces
 from tokensqueeze.stages.stage import Stage
 from tokensqueeze.stages.verify_traces import VerifyTraces
-from tokensqueeze.tables import Table
 
 Split = Literal["train", "dev", "test"]
-
-RULES_VERSIONS = {
-    "traces": 2,
-    "verified_traces": 2,
-    "step_candidates": 2,
-    "refined_traces": 3,
-    "scored_pairs": 2,
-    "evaluation_base": 3,
-    "evaluation_squeezed": 3,
-}
-"""Part of a table's fingerprint, else 1: raised when the code of its stage gives other rows for the same settings."""
-
-
-@dataclass(frozen=True)
-class ProblemSet:
-    """The problems of one split, and the table they go to."""
-
-    table: Table[Problem]
-    fingerprint: str
-    problems: list[Problem]
-    per_shard: int
-    dropped_too_long: list[str]
-
-    def shards(self) -> list[list[Problem]]:
-        """Return the problems in shards, each a fixed set that goes through all stages together."""
-        starts = range(0, len(self.problems), self.per_shard)
-        return [self.problems[start : start + self.per_shard] for start in starts]
 
 
 @dataclass(frozen=True)
@@ -75,6 +49,8 @@ class RunPlan:
     settings: Settings
     base: ModelSource
     problem_sets: Mapping[Split, ProblemSet]
+    imported: ImportedTable | None
+    """Traces that were made elsewhere, where the sample stage draws none."""
     sample: Stage[Trace]
     verify: Stage[VerifiedTrace]
     select: Stage[SelectedTrace]
@@ -91,24 +67,35 @@ class RunPlan:
 def plan_run(settings: Settings, store: Path) -> RunPlan:
     """Plan a run. Raises `SettingsError` that lists every problem file and model directory that can't be used."""
     store = store.absolute()  # Ray's workers have working directories of their own.
-    folder, problem_sets = _checked_inputs(settings, store)
+    folder, problem_sets, trace_file = _checked_inputs(settings, store)
     think_end = settings.model.think_end
     base = ModelSource(folder, settings.engine, settings.model.dtype, think_end)
     model = {"model": model_fingerprint(folder), "dtype": settings.model.dtype, "think_end": think_end}
     engine = settings.engine.model_dump(exclude={"gpu_memory_utilization"})
     train = problem_sets["train"]
-    tables = _Tables(store, len(train.shards()))
+    tables = Tables(store, len(train.shards()))
     problems = {"problems": train.table}
     rewriter, drawing = settings.rewriter, _drawing(settings)
 
-    sample = tables.stage(
-        "traces",
-        Trace,
-        problems,
-        partial(SampleTraces, base, settings.sampling),
-        {"sampling": settings.sampling.model_dump(), "engine": engine, "problems": train.fingerprint, **model},
-        runs_model=True,
-    )
+    imported = imported_table(trace_file, train, store, key="sampling.traces") if trace_file else None
+    if imported:
+        sample = tables.stage(
+            "traces",
+            Trace,
+            problems | {"imported_traces": imported.table},
+            partial(ImportTraces, base),
+            {"imported_traces": imported.table.path.name, **model},
+        )
+    else:
+        drawn = settings.sampling.model_dump(exclude={"traces"})
+        sample = tables.stage(
+            "traces",
+            Trace,
+            problems,
+            partial(SampleTraces, base, settings.sampling),
+            {"sampling": drawn, "engine": engine, "problems": train.fingerprint, **model},
+            runs_model=True,
+        )
     verify = tables.stage(
         "verified_traces",
         VerifiedTrace,
@@ -154,7 +141,7 @@ def plan_run(settings: Settings, store: Path) -> RunPlan:
         {
             "pairing": settings.pairing.model_dump(),
             "with_rejected": with_rejected,
-            "refined_traces": _name(decided, RULES_VERSIONS["refined_traces"]),
+            "refined_traces": table_name(decided, RULES_VERSIONS["refined_traces"]),
             "verified_traces": verify.output.path.name,
         },
     )
@@ -174,7 +161,7 @@ def plan_run(settings: Settings, store: Path) -> RunPlan:
         "dev": dev.fingerprint if dev else None,
         **model,
     }
-    training_dir = store / "model" / _name(training)
+    training_dir = store / "model" / table_name(training)
     evaluations: list[Stage[EvaluationTrace] | None] = [None, None]
     if test:
         shared = {
@@ -185,7 +172,7 @@ def plan_run(settings: Settings, store: Path) -> RunPlan:
         }
         squeezed = ModelSource(training_dir / "model", settings.engine, settings.model.dtype, think_end)
         evaluations = [
-            _Tables(store, len(test.shards())).stage(
+            Tables(store, len(test.shards())).stage(
                 f"evaluation_{name}",
                 EvaluationTrace,
                 {"problems": test.table},
@@ -202,6 +189,7 @@ def plan_run(settings: Settings, store: Path) -> RunPlan:
         settings,
         base,
         problem_sets,
+        imported,
         sample,
         verify,
         select,
@@ -216,29 +204,6 @@ def plan_run(settings: Settings, store: Path) -> RunPlan:
     )
 
 
-@dataclass(frozen=True)
-class _Tables:
-    store: Path
-    num_shards: int
-
-    def stage(
-        self,
-        name: str,
-        row_type: type[Any],
-        inputs: Mapping[str, Table[Any]],
-        make_worker: Any,
-        fingerprinted: Mapping[str, Any],
-        *,
-        runs_model: bool = False,
-    ) -> Stage[Any]:
-        output = Table(self.store / name / _name(fingerprinted, RULES_VERSIONS.get(name, 1)), row_type)
-        return Stage(name, output, inputs, self.num_shards, make_worker, fingerprinted, runs_model)
-
-
-def _name(fingerprinted: Mapping[str, Any], rules_version: int = 1) -> str:
-    return fingerprint({"rules": rules_version, **fingerprinted})
-
-
 def _drawing(settings: Settings) -> dict[str, Any]:
     """Return those of the rewriter's settings that the draws depend on: a changed bound leaves the draws as they are."""
     rewriter = settings.rewriter
@@ -248,24 +213,30 @@ def _drawing(settings: Settings) -> dict[str, Any]:
     return {"cut": cut, **rewriter.model_dump(include={"num_candidates", "temperature", "seed", "unit"})}
 
 
-def _checked_inputs(settings: Settings, store: Path) -> tuple[Path, dict[Split, ProblemSet]]:
+def _checked_inputs(settings: Settings, store: Path) -> tuple[Path, dict[Split, ProblemSet], TraceFile | None]:
     mistakes: list[str] = []
-    folder, problem_sets = None, {}
+    folder, problem_sets, trace_file = None, {}, None
     try:
         folder = model_dir(settings.model.path)
         tokenizer, context = load_tokenizer(folder), context_length(folder)
     except TokenSqueezeError as error:
         mistakes.append(str(error))
-    splits: dict[Split, ProblemSource | None] = {
-        "train": settings.problems.train,
+    splits: dict[Split, ProblemSource | TraceSource | None] = {
+        "train": settings.sampling.traces or settings.problems.train,
         "dev": settings.problems.dev,
         "test": settings.problems.test,
     }
     for split, source in splits.items():
         if source is None:
             continue
+        key = f"problems.{split}"
         try:
-            raw = read_problems(source, key=f"problems.{split}")
+            if isinstance(source, TraceSource):
+                key = "sampling.traces"
+                trace_file = read_trace_file(source, key=key)
+                raw = trace_file.problems
+            else:
+                raw = read_problems(source, key=key)
             if folder is None or mistakes:
                 continue
             prepared = prepare(
@@ -274,17 +245,12 @@ def _checked_inputs(settings: Settings, store: Path) -> tuple[Path, dict[Split, 
                 context_length=context,
                 instruction=settings.problems.instruction,
                 too_long=settings.problems.too_long,
-                key=f"problems.{split}",
+                key=key,
             )
         except TokenSqueezeError as error:
             mistakes.append(str(error))
             continue
-        content = [
-            [p.problem_id, p.question, p.gold_answer, p.answer_kind, p.level, p.prompt_token_ids] for p in prepared.problems
-        ]
-        name = _name({"problems": content, "per_shard": source.per_shard})
-        table = Table(store / f"problems_{split}" / name, Problem)
-        problem_sets[split] = ProblemSet(table, name, prepared.problems, source.per_shard, prepared.dropped_too_long)
+        problem_sets[split] = problem_set(prepared, f"problems_{split}", store, per_shard=source.per_shard)
     if mistakes or folder is None:
         raise SettingsError(mistakes_text(mistakes))
-    return folder, problem_sets
+    return folder, problem_sets, trace_file

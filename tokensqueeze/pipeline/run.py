@@ -13,7 +13,8 @@ from tokensqueeze.config import Settings, StageName
 from tokensqueeze.errors import NoPairsError
 from tokensqueeze.pipeline.observer import Observer, SilentObserver
 from tokensqueeze.pipeline.outputs import write_outputs
-from tokensqueeze.pipeline.plan import ProblemSet, RunPlan, plan_run
+from tokensqueeze.pipeline.plan import RunPlan, plan_run
+from tokensqueeze.pipeline.planned_tables import write_problems
 from tokensqueeze.pipeline.ray_session import ray_session
 from tokensqueeze.stages.run_stage import PooledStage, StageProgress, StageRecord, run_stages
 from tokensqueeze.stages.stage import Stage
@@ -66,8 +67,11 @@ def run_plan(
         write_problems(problems)
         if problems.dropped_too_long:
             observer.note(f"problems.{split}: {len(problems.dropped_too_long)} dropped, their prompts fill the context")
+    if plan.imported:
+        plan.imported.write(plan.problem_sets["train"])
+        observer.note(f"sampling.traces: {plan.imported.file.summary()}")
     steps = _steps(plan, until)
-    listener = _NumberedStages([name for step in steps for name in step.stages], observer)
+    listener = NumberedStages([name for step in steps for name in step.stages], observer)
     records: list[StageRecord] = []
     with ray_session(address, plan.settings.resources, training_workers=plan.settings.training.num_workers):
         for step in steps:
@@ -81,11 +85,11 @@ class _Step:
     """One stage, or several that stream into each other."""
 
     stages: list[str]
-    do: Callable[["_NumberedStages"], list[StageRecord]]
+    do: Callable[["NumberedStages"], list[StageRecord]]
 
 
 @dataclass(frozen=True)
-class _NumberedStages:
+class NumberedStages:
     """Tells an observer which of how many stages it hears of."""
 
     names: list[str]
@@ -110,7 +114,7 @@ def _steps(plan: RunPlan, until: Until) -> list[_Step]:
         return [PooledStage(stage, plan.settings.resources.pool(name))]
 
     def tables(chain: list[PooledStage], check: Callable[[StageRecord], None] = lambda last: None) -> _Step:
-        def do(listener: _NumberedStages) -> list[StageRecord]:
+        def do(listener: NumberedStages) -> list[StageRecord]:
             records = run_stages(chain, listener)
             check(records[-1])
             return records
@@ -129,22 +133,6 @@ def _steps(plan: RunPlan, until: Until) -> list[_Step]:
         tables(pooled("evaluate", plan.evaluate_squeezed)),
     ]
     return [step for step in steps if step.stages]
-
-
-def write_problems(problems: ProblemSet) -> None:
-    """Write a split's table, unless it is there."""
-    if problems.table.is_complete():
-        return
-    shards = problems.shards()
-    for index, shard in enumerate(shards):
-        problems.table.write_part(index, shard, {"rows": len(shard)})
-    problems.table.complete(
-        {
-            "stage": problems.table.path.parent.name,
-            "num_shards": len(shards),
-            "dropped_too_long": problems.dropped_too_long,
-        }
-    )
 
 
 def _needs_selected(plan: RunPlan, record: StageRecord) -> None:
@@ -170,7 +158,7 @@ def _needs_pairs(plan: RunPlan, record: StageRecord) -> None:
     )
 
 
-def _train(plan: RunPlan, listener: _NumberedStages) -> list[StageRecord]:
+def _train(plan: RunPlan, listener: NumberedStages) -> list[StageRecord]:
     """Train unless the trained model is there; its folder is complete when its manifest is."""
     manifest = plan.training_dir / "manifest.json"
     reused = manifest.is_file()
@@ -186,6 +174,7 @@ def _train(plan: RunPlan, listener: _NumberedStages) -> list[StageRecord]:
             output_dir=make_folder(plan.training_dir),
             dev_problems=dev.problems if dev else [],
             think_end=settings.model.think_end,
+            verifier=settings.verifier,
             progress=listener.observer.training_progress,
             warn=listener.observer.note,
         )

@@ -2,18 +2,18 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokensqueeze.config import NoRewrite, RewriterSettings
 from tokensqueeze.engines.checkpoint import context_length
 from tokensqueeze.rewriters.decide import rule_of
-from tokensqueeze.rewriters.judge_steps import JudgedStep, Judging, TraceSteps, judge_steps
 from tokensqueeze.schema import Problem, RefinedTrace, SelectedTrace, StepCandidates, StepDecision
-from tokensqueeze.scoring.bounds import Bound
-from tokensqueeze.scoring.window_kl import WindowScorer
 from tokensqueeze.stages.model_source import ModelSource
 from tokensqueeze.stages.stage import ShardResult
 from tokensqueeze.traces.anatomy import Span, replace_spans
+
+if TYPE_CHECKING:
+    from tokensqueeze.rewriters.judge_steps import JudgedStep
 
 
 class AcceptSteps:
@@ -41,10 +41,15 @@ class AcceptSteps:
 
     def _judge(
         self, problems: Sequence[Problem], traces: Sequence[SelectedTrace], steps: Mapping[str, Sequence[StepCandidates]]
-    ) -> list[list[JudgedStep]]:
+    ) -> "list[list[JudgedStep]]":
         rewriter = self._rewriter
         if self._model is None or isinstance(rewriter, NoRewrite):
             return [[] for _ in traces]
+        # Here and not at the top: planning a run needs none of the models' code.
+        from tokensqueeze.rewriters.judge_steps import Judging, TraceSteps, judge_steps
+        from tokensqueeze.scoring.bounds import Bound
+        from tokensqueeze.scoring.window_kl import WindowScorer
+
         prompts = {problem.problem_id: problem.prompt_token_ids for problem in problems}
         asked = [
             TraceSteps(
@@ -73,7 +78,7 @@ class AcceptSteps:
         )
         return judge_steps(WindowScorer(self._model), asked, judging)
 
-    def _refine(self, trace: SelectedTrace, steps: Sequence[StepCandidates], judged: Sequence[JudgedStep]) -> RefinedTrace:
+    def _refine(self, trace: SelectedTrace, steps: Sequence[StepCandidates], judged: "Sequence[JudgedStep]") -> RefinedTrace:
         decisions, replacements = [], {}
         if judged:
             for step, own in zip(steps, judged, strict=True):
@@ -98,7 +103,7 @@ def _span(step: StepCandidates) -> Span:
     return Span(step.token_start, step.token_end)
 
 
-def _decision(step: StepCandidates, judged: JudgedStep) -> StepDecision:
+def _decision(step: StepCandidates, judged: "JudgedStep") -> StepDecision:
     choice, rejected = judged.choice, judged.choice.rejected
     length = len(_span(step))
     return StepDecision(

@@ -1,7 +1,7 @@
 """problems_test → evaluation: greedy and sampled traces of held-out problems, with their verdicts (METHOD, evaluation)."""
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tokensqueeze.config import EvaluationSettings, VerifierSettings
@@ -21,30 +21,58 @@ class EvaluateModel:
 
     def __call__(self, inputs: Mapping[str, list[Any]]) -> ShardResult[EvaluationTrace]:
         problems: list[Problem] = inputs["problems"]
-        draws: list[tuple[Problem, Decoding, int]] = []
-        if self._evaluation.greedy:
-            draws.extend((problem, "greedy", 0) for problem in problems)
-        draws.extend((problem, "sampled", i) for problem in problems for i in range(self._evaluation.num_samples))
-        generations = self._engine.generate([self._request(*draw) for draw in draws])
+        draws = draws_of(problems, self._evaluation)
+        generations = self._engine.generate([self._request(draw) for draw in draws])
         traces = [
             self._source.trace(
-                problem.problem_id, index, generation.token_ids, generation.finish_reason, greedy=decoding == "greedy"
+                draw.problem.problem_id,
+                draw.index,
+                generation.token_ids,
+                generation.finish_reason,
+                greedy=draw.decoding == "greedy",
             )
-            for (problem, decoding, index), generation in zip(draws, generations, strict=True)
+            for draw, generation in zip(draws, generations, strict=True)
         ]
         verified = judge_traces(traces, problems, self._source, self._verifier)
-        rows = [
-            EvaluationTrace(**asdict(trace), decoding=decoding) for trace, (_, decoding, _) in zip(verified, draws, strict=True)
-        ]
+        rows = [EvaluationTrace(**asdict(trace), decoding=draw.decoding) for trace, draw in zip(verified, draws, strict=True)]
         return ShardResult(rows, tokens=sum(row.num_tokens for row in rows), counts=verdict_counts(verified))
 
-    def _request(self, problem: Problem, decoding: Decoding, index: int) -> GenerationRequest:
-        greedy = decoding == "greedy"
+    def _request(self, draw: "Draw") -> GenerationRequest:
         return GenerationRequest(
-            prompt_token_ids=problem.prompt_token_ids,
+            prompt_token_ids=draw.problem.prompt_token_ids,
             max_tokens=self._evaluation.max_tokens,
-            temperature=0.0 if greedy else self._evaluation.temperature,
-            top_p=1.0 if greedy else self._evaluation.top_p,
-            # Base and squeezed model draw from the same random streams, which makes their difference less noisy.
-            seed=seed_of("evaluate", self._evaluation.seed, problem.problem_id, index),
+            temperature=draw.temperature,
+            top_p=draw.top_p,
+            seed=draw.seed,
         )
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One trace that an evaluation asks for."""
+
+    problem: Problem
+    decoding: Decoding
+    index: int
+    temperature: float
+    top_p: float
+    seed: int
+    """Two models draw from the same random streams, which makes their difference less noisy."""
+
+
+def draws_of(problems: Sequence[Problem], evaluation: EvaluationSettings) -> list[Draw]:
+    """Return every trace that an evaluation draws of these problems: the greedy ones, then the sampled ones."""
+
+    def draw(problem: Problem, decoding: Decoding, index: int) -> Draw:
+        greedy = decoding == "greedy"
+        return Draw(
+            problem,
+            decoding,
+            index,
+            temperature=0.0 if greedy else evaluation.temperature,
+            top_p=1.0 if greedy else evaluation.top_p,
+            seed=seed_of("evaluate", evaluation.seed, problem.problem_id, index),
+        )
+
+    greedy = [draw(problem, "greedy", 0) for problem in problems if evaluation.greedy]
+    return greedy + [draw(problem, "sampled", i) for problem in problems for i in range(evaluation.num_samples)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tokensqueeze.config import EngineSettings
 from tokensqueeze.engines.base import Engine
 from tokensqueeze.engines.build import build_engine, build_scoring_model
-from tokensqueeze.engines.checkpoint import eos_token_ids, load_tokenizer
+from tokensqueeze.engines.checkpoint import context_length, eos_token_ids, load_tokenizer
 from tokensqueeze.schema import Trace
 from tokensqueeze.traces.anatomy import thinking_tokens
 from tokensqueeze.traces.token_texts import TokenTexts
@@ -34,6 +34,10 @@ class ModelSource:
     @cached_property
     def tokens(self) -> TokenTexts:
         return TokenTexts(load_tokenizer(self.folder), eos_token_ids(self.folder))
+
+    @cached_property
+    def context_length(self) -> int:
+        return context_length(self.folder)
 
     def thinking_tokens(self, token_ids: Sequence[int]) -> int:
         return thinking_tokens(self.tokens.each(token_ids), self.think_end)

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from tokensqueeze.objectives.reference_logps import reference_logps
 from tokensqueeze.schema import PreferencePair, ScoredPair
 from tokensqueeze.stages.model_source import ModelSource
 from tokensqueeze.stages.stage import ShardResult
@@ -15,6 +14,9 @@ class ScoreReference:
         self._model = source.scoring_model()
 
     def __call__(self, inputs: Mapping[str, list[Any]]) -> ShardResult[ScoredPair]:
+        # Here and not at the top: planning a run needs none of the models' code.
+        from tokensqueeze.objectives.reference_logps import reference_logps
+
         pairs: list[PreferencePair] = inputs["preference_pairs"]
         # A chosen trace stands in many pairs; it is scored once.
         sides: dict[tuple[str, bool], tuple[list[int], list[int]]] = {}

@@ -32,6 +32,13 @@ def judge_traces(
     traces: Sequence[Trace], problems: Sequence[Problem], source: ModelSource, verifier: AnswerVerifier
 ) -> list[VerifiedTrace]:
     """Return the traces with their verdicts, in order."""
+    return with_verdicts(traces, [source.thinking_tokens(trace.token_ids) for trace in traces], problems, verifier)
+
+
+def with_verdicts(
+    traces: Sequence[Trace], thinking_tokens: Sequence[int], problems: Sequence[Problem], verifier: AnswerVerifier
+) -> list[VerifiedTrace]:
+    """Return the traces, of which so many tokens each are thinking, with their verdicts, in order."""
     problem_of = {problem.problem_id: problem for problem in problems}
     answered = [
         Answered(
@@ -42,21 +49,18 @@ def judge_traces(
         )
         for trace in traces
     ]
-    verified = []
-    for trace, judgement in zip(traces, verifier.judge(answered), strict=True):
-        thinking = source.thinking_tokens(trace.token_ids)
-        verified.append(
-            VerifiedTrace(
-                **asdict(trace),
-                verdict=judgement.verdict,
-                extracted_answer=judgement.extracted_answer,
-                verdict_cause=judgement.cause,
-                thinking_tokens=thinking,
-                answer_tokens=trace.num_tokens - thinking,
-                isolation=judgement.isolation,
-            )
+    return [
+        VerifiedTrace(
+            **asdict(trace),
+            verdict=judgement.verdict,
+            extracted_answer=judgement.extracted_answer,
+            verdict_cause=judgement.cause,
+            thinking_tokens=thinking,
+            answer_tokens=trace.num_tokens - thinking,
+            isolation=judgement.isolation,
         )
-    return verified
+        for trace, thinking, judgement in zip(traces, thinking_tokens, verifier.judge(answered), strict=True)
+    ]
 
 
 def verdict_counts(traces: Iterable[VerifiedTrace]) -> dict[str, float]:

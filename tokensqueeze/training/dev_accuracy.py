@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
+from tokensqueeze.config import VerifierSettings
 from tokensqueeze.engines.base import Generation, GenerationRequest
 from tokensqueeze.engines.checkpoint import context_length, eos_token_ids, load_tokenizer
 from tokensqueeze.engines.transformers_engine import TransformersEngine
@@ -19,14 +20,13 @@ from tokensqueeze.errors import TokenSqueezeError, TrainingError
 from tokensqueeze.schema import Problem
 from tokensqueeze.training.together import from_all, from_first, num_workers, raise_alike, rank
 from tokensqueeze.training.training_log import DevRow
-from tokensqueeze.verifiers.math_answer import MathVerifier
+from tokensqueeze.verifiers.answers import AnswerVerifier
 from tokensqueeze.verifiers.verdict import Answered
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
     from transformers import PreTrainedModel
 
-_VERDICT_SECONDS = 5
 _BATCH_SIZE = 64
 
 
@@ -38,6 +38,7 @@ def measure_dev_accuracy(
     problems: Sequence[Problem],
     max_tokens: int,
     think_end: str,
+    verifier: VerifierSettings,
     step: int,
 ) -> DevRow:
     """Decode the problems greedily and judge them; every worker calls this, and gets the same.
@@ -56,7 +57,8 @@ def measure_dev_accuracy(
     row: DevRow | None = None
     if rank() == 0:
         try:
-            row = _judged(problems, generations, model_dir=model_dir, think_end=think_end, step=step)
+            judge = AnswerVerifier(verifier, think_end=think_end)
+            row = _judged(problems, generations, judge, model_dir=model_dir, step=step)
         except TokenSqueezeError as raised:
             error = raised
     raise_alike(error)
@@ -144,15 +146,15 @@ class _PassesTogether:
 
 
 def _judged(
-    problems: Sequence[Problem], generations: Sequence[Generation], *, model_dir: Path, think_end: str, step: int
+    problems: Sequence[Problem], generations: Sequence[Generation], judge: AnswerVerifier, *, model_dir: Path, step: int
 ) -> DevRow:
     end_ids = eos_token_ids(model_dir)
     answered = [
-        Answered(_text(generation, model_dir, end_ids), problem.gold_answer, generation.finish_reason)
+        Answered(_text(generation, model_dir, end_ids), problem.gold_answer, generation.finish_reason, problem.answer_kind)
         for problem, generation in zip(problems, generations, strict=True)
     ]
-    with MathVerifier(timeout_seconds=_VERDICT_SECONDS, think_end=think_end) as verifier:
-        judgements = verifier.judge(answered)
+    with judge:
+        judgements = judge.judge(answered)
     return DevRow(
         step=step,
         dev_accuracy=fmean(judgement.verdict == "correct" for judgement in judgements),

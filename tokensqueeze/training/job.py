@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokensqueeze.config import ObjectiveSettings, TrainingSettings
+from tokensqueeze.config import ObjectiveSettings, TrainingSettings, VerifierSettings
 from tokensqueeze.engines.checkpoint import context_length
 from tokensqueeze.fingerprint import fingerprint, model_fingerprint
 from tokensqueeze.schema import Problem, ScoredPair
 from tokensqueeze.tables import Table
 from tokensqueeze.training.pairs import UsablePairs
+
+DEFAULT_VERIFIER = VerifierSettings()
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class TrainingJob:
     """Text that ends the thinking block."""
     name: str
     """A fingerprint of all that weights and log depend on."""
+    verifier: VerifierSettings = DEFAULT_VERIFIER
+    """How the dev problems' answers are judged."""
 
     @property
     def log_path(self) -> Path:
@@ -61,6 +65,7 @@ def job_name(
     usable: UsablePairs,
     dev_problems: Sequence[Problem] = (),
     think_end: str = "",
+    verifier: VerifierSettings = DEFAULT_VERIFIER,
 ) -> str:
     """Return a fingerprint of all that weights and log depend on; how often to save, on what, and which to export, is not."""
     pairs = hashlib.sha256()
@@ -74,6 +79,7 @@ def job_name(
             "objective": objective.model_dump(),
             "model": model_fingerprint(model_dir),
             "pairs": pairs.hexdigest(),
-            "dev": [[problem.prompt_token_ids, problem.gold_answer] for problem in dev_problems] + [think_end],
+            "dev": [[problem.prompt_token_ids, problem.gold_answer, problem.answer_kind] for problem in dev_problems],
+            "judged": [think_end, verifier.model_dump()],
         }
     )

@@ -25,7 +25,7 @@ from ray.train import (
 )
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from tokensqueeze.config import ObjectiveSettings, TrainingSettings
+from tokensqueeze.config import ObjectiveSettings, TrainingSettings, VerifierSettings
 from tokensqueeze.errors import SettingsError, StorageError, TokenSqueezeError, TrainingError
 from tokensqueeze.objectives.objective import needs_reference, needs_rejected
 from tokensqueeze.schema import Problem, ScoredPair
@@ -41,7 +41,7 @@ from tokensqueeze.training.checkpoints import (
     storage_failure,
 )
 from tokensqueeze.training.guards import check_scores
-from tokensqueeze.training.job import Preempted, TrainingJob, job_name, longest_sequence
+from tokensqueeze.training.job import DEFAULT_VERIFIER, Preempted, TrainingJob, job_name, longest_sequence
 from tokensqueeze.training.pairs import UsablePairs, usable_pairs
 from tokensqueeze.training.preemption import PreemptionWatch
 from tokensqueeze.training.trackers import Trackers
@@ -106,6 +106,7 @@ def train_model(
     output_dir: Path,
     dev_problems: Sequence[Problem],
     think_end: str,
+    verifier: VerifierSettings = DEFAULT_VERIFIER,
     progress: Callable[[TrainingProgress], None],
     warn: Callable[[str], None] = lambda text: None,
 ) -> TrainingOutcome:
@@ -131,6 +132,7 @@ def train_model(
         usable=usable,
         dev_problems=dev_problems,
         think_end=think_end,
+        verifier=verifier,
     )
     make_folder(output_dir)
     job = TrainingJob(
@@ -141,6 +143,7 @@ def train_model(
         output_dir=output_dir.absolute(),
         dev_problems=dev_problems,
         think_end=think_end,
+        verifier=verifier,
         name=name,
     )
     if settings.export == "best" and not job.dev_problems:

@@ -181,6 +181,7 @@ class Worker:
             problems=job.dev_problems,
             max_tokens=job.settings.dev_max_tokens,
             think_end=job.think_end,
+            verifier=job.verifier,
             step=step,
         )
         self.log(row)
