@@ -155,7 +155,8 @@ class VerifierSettings(Section):
 
     answer_forms: list[AnswerForm] = Field(default=["boxed"], min_length=1)
     """Where the answer is looked for behind the thinking block, first found counts: the last `\\boxed{}`, the last
-    `<answer>…</answer>`, what follows the last `####`, the last number, a choice's closing phrase ("the answer is B") or last line."""
+    `<answer>…</answer>`, what follows the last `####`, the last number, a choice's closing phrase
+    ("the answer is B") or last line."""
     timeout_seconds: float = Field(default=5.0, gt=0)
     """Longest time one comparison of answers may take; its clock starts when its work starts."""
     code: CodeSettings = CodeSettings()

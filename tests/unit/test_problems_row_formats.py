@@ -155,6 +155,14 @@ def test_mbpp_solutions_pass_their_tests_with_set_up_code_and_imports():
         assert (row.get("text") or row["prompt"]) in problem.question
 
 
+def test_mbpp_names_the_function_that_its_solution_defines_and_its_tests_call(tmp_path: Path):
+    assert [code_tests(problem).entry_point for problem in read(FIXTURES / "mbpp.jsonl")] == ["doubled", "total", "half"]
+    row = rows_of("mbpp.jsonl")[0]
+    helped = {"code": "def aid(x):\n    return x\ndef sum(x):\n    return aid(x)", "test_list": ["assert abs(sum(3) - 3) < 1"]}
+    assert code_tests(read_row(tmp_path, row | helped)).entry_point == "sum"
+    assert code_tests(read_row(tmp_path, row | {"code": "no python"})).entry_point is None
+
+
 def test_mbpp_challenge_tests_are_no_part_of_it():
     assert "Node(5)" not in read(FIXTURES / "mbpp.jsonl")[1].gold_answer
 

@@ -49,7 +49,7 @@ from tokensqueeze.stages.sample_traces import SampleTraces
 from tokensqueeze.stages.score_reference import ScoreReference
 from tokensqueeze.stages.select_traces import SelectTraces
 from tokensqueeze.stages.stage import ShardActor, ShardReport, ShardResult, Stage
-from tokensqueeze.stages.verify_traces import VerifyTraces
+from tokensqueeze.stages.verify_traces import VerifyTraces, verdict_counts
 from tokensqueeze.tables import Table
 
 SOURCE = ModelSource(demo_model_dir(), EngineSettings(max_batch_size=32), "float32", "</think>")
@@ -393,3 +393,9 @@ def test_a_shard_that_fails_is_told_and_leaves_the_others_alone(tmp_path: Path) 
     assert "raise ZeroDivisionError" in log.read_text()
     assert "part-00003.parquet: the part is missing" in missing
     assert [stage.output.has_part(shard) for shard in range(4)] == [False, True, False, False]
+
+
+def test_a_failed_test_of_a_program_is_counted_under_its_cause_and_not_under_its_number() -> None:
+    causes = ["wrong_answer: test 3", "wrong_answer: test 9", "exception: KeyError", None]
+    rows = [replace(verified(GOOD, "incorrect", index=i), verdict_cause=cause) for i, cause in enumerate(causes)]
+    assert verdict_counts(rows) == {"incorrect": 4, "incorrect: wrong_answer": 2, "incorrect: exception: KeyError": 1}

@@ -18,6 +18,7 @@ import pytest
 
 from tokensqueeze.errors import MissingPackageError, StageError
 from tokensqueeze.schema import FinishReason, Verdict
+from tokensqueeze.verifiers import judge_process
 from tokensqueeze.verifiers.math_answer import MathVerifier
 from tokensqueeze.verifiers.verdict import Answered, Judgement
 
@@ -39,6 +40,8 @@ def equivalent(gold_answer: str, answer: str) -> bool:
                 os._exit(3)
         case "sleep":
             time.sleep(600)
+        case "nap":
+            time.sleep(0.5)
         case "raise":
             raise ZeroDivisionError(gold_answer)
         case "print":
@@ -67,41 +70,14 @@ def child_pids() -> set[int]:
     return {int(pid) for task in tasks for pid in task.read_text().split()}
 
 
-# Gold answer, boxed answer, what a mathematician says.
-TRUTH: list[tuple[str, str, Verdict]] = [
-    ("72", "72", "correct"),
-    ("72", "73", "incorrect"),
-    ("72", "72.00", "correct"),
-    ("72", "\\$72", "correct"),
-    ("72", "72\\text{ clips}", "correct"),
-    ("72", "x = 72", "correct"),
-    ("1080", "1,080", "correct"),
-    ("1080", "1,081", "incorrect"),
-    ("025", "25", "correct"),
-    ("\\frac{14}{3}", "14/3", "correct"),
-    ("\\frac{14}{3}", "\\dfrac{14}3", "correct"),
-    ("\\frac{14}{3}", "4.67", "incorrect"),
-    ("\\frac{1}{2}", "0.5", "correct"),
-    ("\\frac{3}{4}", "75\\%", "correct"),
-    ("11\\sqrt2", "\\sqrt{242}", "correct"),
-    ("11\\sqrt2", "2\\sqrt{11}", "incorrect"),
-    ("90^\\circ", "90", "correct"),
-    ("x^2+2x+1", "(x+1)^2", "correct"),
-    ("x^2+2x+1", "(x-1)^2", "incorrect"),
-    ("\\left( 3, \\frac{\\pi}{2} \\right)", "(3,\\pi/2)", "correct"),
-    ("\\left( 3, \\frac{\\pi}{2} \\right)", "(\\pi/2,3)", "incorrect"),
-    ("3,5,7", "7, 3, 5", "correct"),
-    ("3,5,7", "3, 5", "incorrect"),
-    ("x \\in [-2,7]", "[-2,7]", "correct"),
-    ("[0,3)", "[0,3]", "incorrect"),
-    ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", "correct"),
-    ("\\text{Evelyn}", "Evelyn", "correct"),
-    ("\\text{Evelyn}", "Briana", "incorrect"),
-    ("\\text{(C)}", "C", "correct"),
-    ("6+9i", "9i+6", "correct"),
-    ("12", "\\text{twelve}", "incorrect"),
-    ("\\frac12", "\\frac{1", "no_answer"),
-]
+def read_truth() -> list[tuple[str, str, str]]:
+    with (ROOT / "tests/fixtures/math_truth.tsv").open(encoding="utf-8", newline="") as file:
+        rows = [line.rstrip("\n").split("\t") for line in file]
+    return [(gold, answer, verdict) for gold, answer, verdict in rows[1:]]
+
+
+TRUTH = read_truth()
+"""Gold answer, boxed answer, what a mathematician says."""
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +90,13 @@ def truth_judgements() -> list[Judgement]:
 @pytest.mark.parametrize("index", range(len(TRUTH)), ids=[f"{gold} | {answer}" for gold, answer, _ in TRUTH])
 def test_judges_as_a_mathematician_does(truth_judgements: list[Judgement], index: int):
     assert truth_judgements[index].verdict == TRUTH[index][2]
+
+
+def test_every_gold_answer_of_the_table_is_itself(truth_judgements: list[Judgement]):
+    with MathVerifier(timeout_seconds=30, think_end="</think>", processes=2) as verifier:
+        assert {judgement.verdict for judgement in verifier.judge([completion(gold, gold) for gold, _, _ in TRUTH])} == {
+            "correct"
+        }
 
 
 def test_a_truncated_completion_is_incorrect_whatever_it_contains():
@@ -176,6 +159,39 @@ def test_the_clock_starts_with_the_work_and_not_with_the_childs_start():
     # A child takes far longer than this to start.
     with MathVerifier(timeout_seconds=0.05, think_end="</think>", equivalence=__name__) as verifier:
         assert outcomes(verifier.judge([completion("a", "gold")])) == [("correct", None)]
+
+
+def test_every_answer_of_a_batch_has_the_whole_time():
+    items = [completion("nap", f"gold {i}") for i in range(6)]
+    with misbehaving(timeout_seconds=2) as verifier:
+        assert outcomes(verifier.judge(items)) == 6 * [("correct", None)]
+
+
+def test_a_hanging_answer_costs_the_rest_of_its_batch_nothing():
+    items = [completion(answer, "gold") for answer in ("a", "sleep", *"bcdefg")]
+    with misbehaving(timeout_seconds=0.5) as verifier:
+        assert outcomes(verifier.judge(items)) == [("correct", None), ("unverifiable", "timeout"), *6 * [("correct", None)]]
+
+
+def test_a_child_is_replaced_when_it_is_worn(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(judge_process, "WORN_AFTER_ANSWERS", 10)
+    before = child_pids()
+    with misbehaving() as verifier:
+        verifier.judge([completion(f"answer {i}", "gold") for i in range(9)])
+        (child,) = child_pids() - before
+        judgements = verifier.judge([completion("pid", str(child))] + [completion(f"more {i}", "gold") for i in range(20)])
+        assert child not in child_pids()
+        assert len(child_pids() - before) == 1
+    assert [judgement.verdict for judgement in judgements] == ["incorrect"] + 20 * ["correct"]
+
+
+def test_a_child_is_replaced_when_it_is_too_big(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(judge_process, "WORN_AT_BYTES", 2**20)  # an interpreter has more than that
+    before = child_pids()
+    with misbehaving() as verifier:
+        verifier.judge([completion("a", "gold")])
+        (child,) = child_pids() - before
+        assert outcomes(verifier.judge([completion("pid", str(child))])) == [("incorrect", None)]
 
 
 def test_a_child_that_died_while_idle_costs_nothing():

@@ -11,20 +11,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tokensqueeze.config import TraceSource, VerifierSettings
-from tokensqueeze.engines.checkpoint import load_tokenizer
+from tokensqueeze.config import TraceSource
 from tokensqueeze.errors import ProblemsError
 from tokensqueeze.pipeline.planned_tables import ProblemSet, table_name
-from tokensqueeze.problems.prompts import prepare
 from tokensqueeze.problems.raw_problem import RawProblem
 from tokensqueeze.problems.row_values import as_text, text
 from tokensqueeze.problems.table_file import FileRow, open_rows
-from tokensqueeze.schema import EvaluationTrace, FinishReason, ImportedTrace, Problem
-from tokensqueeze.stages.import_traces import ImportTraces
-from tokensqueeze.stages.model_source import ModelSource
-from tokensqueeze.stages.verify_traces import judge_traces
+from tokensqueeze.schema import FinishReason, ImportedTrace
 from tokensqueeze.tables import Table
-from tokensqueeze.verifiers.answers import AnswerVerifier
 
 QUESTION_COLUMNS = ("question", "problem", "prompt")
 RESPONSE_COLUMNS = ("response", "completion", "output", "generation")
@@ -38,7 +32,6 @@ _FINISH_REASONS: dict[str, FinishReason] = {
     "length": "length",
     "max_tokens": "length",
 }
-_JUDGED_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -81,14 +74,6 @@ class ImportedTable:
         self.table.complete({"stage": self.table.path.parent.name, "num_shards": len(shards)})
 
 
-@dataclass(frozen=True)
-class ImportedEvaluation:
-    problems: list[Problem]
-    traces: list[EvaluationTrace]
-    notes: dict[str, int]
-    """What was done to responses on the way, and to how many."""
-
-
 def read_trace_file(source: TraceSource, *, key: str) -> TraceFile:
     """Read a file's problems and count its traces. `key` is the setting that holds the source.
 
@@ -109,39 +94,6 @@ def imported_table(file: TraceFile, problems: ProblemSet, store: Path, *, key: s
     """Plan the table of a file's responses."""
     name = table_name({"imported": file.fingerprint, "problems": problems.fingerprint})
     return ImportedTable(Table(store / "imported_traces" / name, ImportedTrace), file, key)
-
-
-def imported_evaluation(
-    source: TraceSource,
-    model: ModelSource,
-    verifier: VerifierSettings,
-    *,
-    key: str = "traces",
-    instruction: str = "",
-    processes: int = 1,
-) -> ImportedEvaluation:
-    """Return the problems and traces of a file as an evaluation has them: in the model's own tokens, with their verdicts.
-
-    Raises `ProblemsError` for a file that can't be used.
-    """
-    file = read_trace_file(source, key=key)
-    prepared = prepare(
-        file.problems,
-        tokenizer=load_tokenizer(model.folder),
-        context_length=model.context_length,
-        instruction=instruction,
-        too_long="error",
-        key=key,
-    )
-    worker = ImportTraces(model)
-    imported = [trace for _, trace in read_traces(source, key=key)]
-    result = worker({"problems": prepared.problems, "imported_traces": imported})
-    rows: list[EvaluationTrace] = []
-    with AnswerVerifier(verifier, think_end=model.think_end, processes=processes) as answers:
-        for start in range(0, len(result.rows), _JUDGED_AT_ONCE):
-            judged = judge_traces(result.rows[start : start + _JUDGED_AT_ONCE], prepared.problems, model, answers)
-            rows += [EvaluationTrace(**asdict(trace), decoding="sampled") for trace in judged]
-    return ImportedEvaluation(prepared.problems, rows, {name: int(count) for name, count in result.counts.items()})
 
 
 def read_traces(source: TraceSource, *, key: str) -> Iterator[tuple[RawProblem, ImportedTrace]]:

@@ -69,5 +69,7 @@ def verdict_counts(traces: Iterable[VerifiedTrace]) -> dict[str, float]:
     for trace in traces:
         counts[trace.verdict] += 1
         if trace.verdict_cause:
-            counts[f"{trace.verdict}: {trace.verdict_cause}"] += 1
+            # Which of a program's tests failed is the row's to tell.
+            cause, _, _ = trace.verdict_cause.partition(": test")
+            counts[f"{trace.verdict}: {cause}"] += 1
     return dict(counts)

@@ -6,7 +6,9 @@ from contextlib import AbstractContextManager, ExitStack
 
 from tokensqueeze.config import VerifierSettings
 from tokensqueeze.schema import AnswerKind
+from tokensqueeze.verifiers.code_tests import CodeVerifier
 from tokensqueeze.verifiers.math_answer import MathVerifier
+from tokensqueeze.verifiers.multiple_choice import ChoiceVerifier
 from tokensqueeze.verifiers.verdict import Answered, Judgement, Verifier
 
 
@@ -21,6 +23,8 @@ class AnswerVerifier(AbstractContextManager["AnswerVerifier"]):
                 answer_forms=settings.answer_forms,
                 processes=processes,
             ),
+            "choice": lambda: ChoiceVerifier(think_end=think_end, answer_forms=settings.answer_forms),
+            "code": lambda: CodeVerifier(settings.code, think_end=think_end, processes=processes),
         }
         self._verifiers: dict[AnswerKind, Verifier] = {}
         self._stack = ExitStack()

@@ -1,9 +1,12 @@
-"""Find the answer that a text puts into `\\boxed{}` or `\\fbox{}`."""
+"""Find the answer that a text puts into `\\boxed{}` or `\\fbox{}`, or into `\\boxed 9`, which TeX allows."""
 
 import re
 
 # A backslash takes the next character with it: \{ and \} are no braces. Boxes come first, because they begin with one.
-_MARKS = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL)
+# Only a number may go without braces: "put it into \boxed form" boxes nothing.
+_MARKS = re.compile(
+    r"\\(?:boxed|fbox)(?:(?P<box>\s*\{)|\s*(?P<bare>-?[0-9](?:[0-9.,/]*[0-9])?))|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL
+)
 
 
 def last_boxed(text: str) -> str | None:
@@ -17,6 +20,8 @@ def last_boxed(text: str) -> str | None:
         match mark.lastgroup:
             case "box":
                 starts.append(mark.end())
+            case "bare" if mark.start() > best_start:
+                best_start, best = mark.start(), mark["bare"]
             case "open":
                 starts.append(None)
             case "close" if starts:

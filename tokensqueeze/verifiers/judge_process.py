@@ -9,6 +9,8 @@ import resource
 import subprocess
 import sys
 import time
+from collections import deque
+from collections.abc import Iterable
 from contextlib import suppress
 from importlib import import_module
 from multiprocessing.connection import Connection, Pipe
@@ -20,6 +22,10 @@ START_SECONDS = 120.0
 MEMORY_BYTES = 4 * 2**30
 """Address space of one child: 10^(10^10) has ten billion digits, and must not take the machine with it."""
 
+WORN_AFTER_ANSWERS = 20_000
+WORN_AT_BYTES = 2**30
+"""A child that is this big, or has answered so many questions, is replaced: its caches only grow."""
+
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from tokensqueeze.verifiers.judge_process import serve; serve(*sys.argv[2:])"
@@ -29,6 +35,8 @@ _LAST_WORDS_SECONDS = 5
 
 Question = tuple[str, str]
 """Gold answer and extracted answer."""
+Outcome = bool | str
+"""Whether the answers are the same, or why that is not known."""
 
 
 class JudgeProcess:
@@ -49,44 +57,53 @@ class JudgeProcess:
                 start_new_session=True,  # Ctrl-C is for the parent, which kills this child on its way out.
             )
         self.alive, self.started = True, False
-        self.question: Question | None = None
+        self.questions = deque[Question]()
+        """Those in hand, the one it works on first."""
         self.deadline = time.monotonic() + START_SECONDS
         """In seconds of `time.monotonic()`."""
+        self._answered, self._bytes = 0, 0
 
     @property
     def idle(self) -> bool:
-        return self.started and self.question is None
+        return self.started and not self.questions
 
-    def ask(self, question: Question) -> None:
-        """Hand a question to an idle child; work and clock start. Raises `ConnectionError` if it is dead."""
+    @property
+    def worn(self) -> bool:
+        return self._answered >= WORN_AFTER_ANSWERS or self._bytes >= WORN_AT_BYTES
+
+    def ask(self, questions: Iterable[Question]) -> None:
+        """Hand questions to an idle child; work on the first and its clock start. Raises `ConnectionError` if it is dead."""
         # A socket may take a message for a child that is already dead.
         if self._process.poll() is not None:
             raise ConnectionResetError("the child is dead")
-        self.connection.send(question)
-        self.question = question
+        questions = list(questions)
+        self.connection.send(questions)
+        self.questions.extend(questions)
         self.deadline = time.monotonic() + self._timeout_seconds
 
-    def outcome(self) -> bool | str:
-        """Return whether the answers are the same, or why that is not known. A child that has not spoken is killed.
+    def outcome(self) -> tuple[Question | None, Outcome]:
+        """Return the first question in hand and its outcome; the clock of the next starts.
 
-        A child's first outcome is that of its start, "" if all is well. Raises `MissingPackageError` if it has found no
-        Math-Verify.
+        A child that has not spoken is killed; what it had in hand behind this question stays in `questions`. A child's first
+        outcome is that of its start, "" if all is well. Raises `MissingPackageError` if it has found no Math-Verify.
         """
         try:
-            outcome: bool | str = self.connection.recv() if self.connection.poll() else "timeout"
-            self.alive = outcome != "timeout"
+            reply: tuple[Outcome, int] = self.connection.recv() if self.connection.poll() else ("timeout", 0)
+            self.alive = reply[0] != "timeout"
         except (EOFError, ConnectionResetError):
-            outcome, self.alive = "crash", False
+            reply, self.alive = ("crash", 0), False
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=_LAST_WORDS_SECONDS)
+        outcome, self._bytes = reply
         if not self.alive:
             self.kill()
         elif not self.started:
             if outcome:
                 raise MissingPackageError(f"the verifier can't start: {outcome}; pip install 'tokensqueeze[run]'")
             self.started = True
-        self.question = None
-        return outcome
+        self._answered += 1
+        self.deadline = time.monotonic() + self._timeout_seconds
+        return (self.questions.popleft() if self.questions else None), outcome
 
     def start_error(self, attempts: int) -> StageError:
         return StageError(
@@ -103,27 +120,34 @@ class JudgeProcess:
 
 def serve(file_descriptor: str, module_name: str, timeout_seconds: str) -> None:
     """Run in the child: answer questions, by the module's `equivalent(gold, answer)`, until the parent hangs up."""
-    with Connection(int(file_descriptor)) as connection:
+    with Connection(int(file_descriptor)) as connection, suppress(BrokenPipeError):
         try:
             module = import_module(module_name)
         except ImportError as error:
-            connection.send(str(error) or "ImportError")
+            connection.send((str(error) or "ImportError", 0))
             return
         module.warm_up()
         _limit(resource.RLIMIT_AS, MEMORY_BYTES)
-        connection.send("")
+        connection.send(("", 0))
         while True:
             try:
-                gold_answer, answer = connection.recv()
+                questions: list[Question] = connection.recv()
             except EOFError:
                 return
-            # If the parent is killed in the meantime nobody kills this child; then the kernel does.
-            _limit(resource.RLIMIT_CPU, int(time.process_time() + float(timeout_seconds)) + _ORPHAN_CPU_SECONDS)
-            try:
-                reply: bool | str = bool(module.equivalent(gold_answer, answer))
-            except Exception as error:  # carried to the parent, which gives it its verdict
-                reply = f"error: {type(error).__name__}"
-            connection.send(reply)
+            for gold_answer, answer in questions:
+                # If the parent is killed in the meantime nobody kills this child; then the kernel does.
+                _limit(resource.RLIMIT_CPU, int(time.process_time() + float(timeout_seconds)) + _ORPHAN_CPU_SECONDS)
+                try:
+                    outcome: Outcome = bool(module.equivalent(gold_answer, answer))
+                except Exception as error:  # carried to the parent, which gives it its verdict
+                    outcome = f"error: {type(error).__name__}"
+                connection.send((outcome, _resident_bytes()))
+
+
+def _resident_bytes() -> int:
+    # Not `ru_maxrss`, which a child takes over from the parent that started it.
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
 
 
 def _limit(kind: int, wanted: int) -> None:

@@ -1,43 +1,29 @@
-"""Is a completion's boxed answer the gold answer? Plain text and integers are compared here, the rest by Math-Verify.
+"""Is a completion's answer the gold answer? Text and numbers are compared here, the rest by Math-Verify.
 
 Math-Verify works in child processes that are killed when they exceed their time. What could not be judged is
 `unverifiable` with its cause, never `incorrect`.
 """
 
-import re
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from functools import lru_cache
+from itertools import accumulate, islice
 from multiprocessing.connection import wait
 
 from tokensqueeze.config import AnswerForm
-from tokensqueeze.verifiers.boxed import last_boxed
-from tokensqueeze.verifiers.judge_process import JudgeProcess, Question
+from tokensqueeze.verifiers.answer_forms import extract_answer, no_answer_cause
+from tokensqueeze.verifiers.judge_process import JudgeProcess, Outcome, Question
 from tokensqueeze.verifiers.verdict import Answered, Judgement
+from tokensqueeze.verifiers.written_math import TOO_LONG, is_integer, readable, same_plainly, without_surrogates
 
 EQUIVALENCE = "tokensqueeze.verifiers.math_equivalence"
 
-_INTEGER = re.compile(r"[+-]?[0-9]{1,1000}")
 _START_ATTEMPTS = 3
-
-
-def extract_answer(completion: str, think_end: str) -> str | None:
-    """Return the contents of the last `\\boxed{}` behind the last end of thinking, or nothing.
-
-    A completion that never ends its thinking is searched whole; an unclosed or empty box is none.
-    """
-    return last_boxed(completion.rpartition(think_end)[2])
-
-
-def same_plainly(gold_answer: str, answer: str) -> bool | None:
-    """Return whether two answers are the same where text or integers tell, else nothing."""
-    gold_answer, answer = gold_answer.strip(), answer.strip()
-    if gold_answer == answer:
-        return True
-    if _INTEGER.fullmatch(gold_answer) and _INTEGER.fullmatch(answer):
-        return int(gold_answer) == int(answer)
-    return None
+_BATCH, _BATCH_CHARACTERS = 8, 16_000
+"""What a child is handed at a time, so that it need not wait for the parent. It is far less than a socket takes: a parent
+that sends never waits for a child that hangs."""
 
 
 class MathVerifier(AbstractContextManager["MathVerifier"]):
@@ -71,18 +57,29 @@ class MathVerifier(AbstractContextManager["MathVerifier"]):
         Equal answers to equal gold answers are compared once, and again where the child died over them. Raises
         `MissingPackageError` or `StageError` where no child can start. Not for several threads at once.
         """
-        answers = [None if item.finish_reason == "length" else extract_answer(item.text, self._think_end) for item in items]
-        hard = {
-            (item.gold_answer, answer): None
-            for item, answer in zip(items, answers, strict=True)
-            if answer is not None and same_plainly(item.gold_answer, answer) is None
-        }
-        outcomes = self._compare(list(hard))
-        return [_judgement(item, answer, outcomes) for item, answer in zip(items, answers, strict=True)]
+        answers = [None if item.finish_reason == "length" else self._extract(item.text) for item in items]
+        asked = dict.fromkeys(
+            (item.gold_answer, answer) for item, answer in zip(items, answers, strict=True) if answer is not None
+        )
+        outcomes: dict[Question, Outcome | Question] = {question: _outcome_or_question(*question) for question in asked}
+        compared = self._compare(list(dict.fromkeys(outcome for outcome in outcomes.values() if isinstance(outcome, tuple))))
+        judgements: list[Judgement] = []
+        for item, answer in zip(items, answers, strict=True):
+            if item.finish_reason == "length":
+                judgements.append(Judgement("incorrect", None, "truncated"))
+            elif answer is None:
+                judgements.append(Judgement("no_answer", None, no_answer_cause(self._answer_forms)))
+            else:
+                outcome = outcomes[item.gold_answer, answer]
+                judgements.append(_judgement(answer, compared[outcome] if isinstance(outcome, tuple) else outcome))
+        return judgements
 
-    def _compare(self, questions: Sequence[Question]) -> dict[Question, bool | str]:
+    def _extract(self, completion: str) -> str | None:
+        return extract_answer(completion, self._think_end, self._answer_forms)
+
+    def _compare(self, questions: Sequence[Question]) -> dict[Question, Outcome]:
         """Return for each question whether the answers are the same, or the cause why that is not known."""
-        waiting, outcomes, failed_starts = deque(questions), dict[Question, bool | str](), 0
+        waiting, outcomes, failed_starts = deque(questions), dict[Question, Outcome](), 0
         crashed_once = set[Question]()
         try:
             while len(outcomes) < len(questions):
@@ -90,9 +87,10 @@ class MathVerifier(AbstractContextManager["MathVerifier"]):
                     self._children.append(JudgeProcess(self._equivalence, self._timeout_seconds))
                 self._hand_out(waiting)
                 for child in self._children_with_news():
-                    question, outcome = child.question, child.outcome()
+                    question, outcome = child.outcome()
                     if not child.alive:
                         self._children.remove(child)
+                        waiting.extendleft(reversed(child.questions))
                     if question is not None and outcome == "crash" and question not in crashed_once:
                         # The child may have been dying before it was asked, or been killed from outside.
                         crashed_once.add(question)
@@ -113,14 +111,18 @@ class MathVerifier(AbstractContextManager["MathVerifier"]):
         for child in [child for child in self._children if child.idle]:
             if not waiting:
                 return
+            batch = _batch(waiting, shared_by=self._processes)
             try:
-                child.ask(waiting[0])
+                if child.worn:
+                    raise ConnectionAbortedError("replaced by a fresh one")
+                child.ask(batch)
             except ConnectionError:
                 # It died while it had nothing to do, which is no question's fault.
                 child.kill()
                 self._children.remove(child)
             else:
-                waiting.popleft()
+                for _ in batch:
+                    waiting.popleft()
 
     def _children_with_news(self) -> list[JudgeProcess]:
         """Wait until a child has spoken, died or gone over its time; return all such children."""
@@ -137,14 +139,32 @@ class MathVerifier(AbstractContextManager["MathVerifier"]):
             self._children.pop().kill()
 
 
-def _judgement(item: Answered, answer: str | None, outcomes: Mapping[Question, bool | str]) -> Judgement:
-    if item.finish_reason == "length":
-        return Judgement("incorrect", None, "truncated")
-    if answer is None:
-        return Judgement("no_answer", None, "no_boxed")
-    outcome = same_plainly(item.gold_answer, answer)
-    if outcome is None:
-        outcome = outcomes[item.gold_answer, answer]
+def _batch(waiting: Iterable[Question], *, shared_by: int) -> list[Question]:
+    """Return the first few of the questions: a fair share, and no more text than goes into a message."""
+    waiting = list(islice(waiting, _BATCH * shared_by))
+    batch = waiting[: max(1, min(_BATCH, len(waiting) // shared_by))]
+    sizes = accumulate(len(gold_answer) + len(answer) for gold_answer, answer in batch)
+    return batch[: max(1, sum(size <= _BATCH_CHARACTERS for size in sizes))]
+
+
+def _outcome_or_question(gold_answer: str, answer: str) -> Outcome | Question:
+    """Return the outcome where text, numbers or length tell it, else what to ask a child."""
+    if gold_answer.strip() == answer.strip():
+        return True
+    if max(len(gold_answer), len(answer)) > TOO_LONG:
+        both_integers = is_integer(gold_answer) and is_integer(answer)
+        return bool(same_plainly(gold_answer, answer)) if both_integers else "too_long"
+    gold, other = _readable_gold(gold_answer), readable(answer)
+    same = same_plainly(gold, other)
+    return (gold, other) if same is None else same
+
+
+# The traces of a problem come one behind the other.
+_readable_gold = lru_cache(maxsize=64)(readable)
+
+
+def _judgement(answer: str, outcome: Outcome) -> Judgement:
+    answer = without_surrogates(answer)
     if isinstance(outcome, str):
         return Judgement("unverifiable", answer, outcome)
     return Judgement("correct" if outcome else "incorrect", answer, None)

@@ -23,7 +23,8 @@ class Judgement:
     verdict: Verdict
     extracted_answer: str | None
     cause: str | None
-    """Why the verdict is not a plain one: `truncated`, `no_boxed`, `timeout`, `crash`, `error: <type>`."""
+    """Why the verdict is not a plain one: `truncated`, `no_boxed`, `no_answer_found`, `too_long`, `timeout`, `crash`, `gold`,
+    `error: <type>`; of a choice `contradictory`; of a program `wrong_answer: test 3`, `exception: <type>`, …"""
     isolation: str | None = None
     """What kept a program that was run from the rest of the machine."""
 
