@@ -64,6 +64,7 @@ def _gold_pairs(plan: RunPlan, policy: world.Policy, store: Path) -> Table[Prefe
     if table.is_complete():
         return table
     source = plan.settings.problems.train
+    assert source, "this benchmark draws its own traces"
     stories = {story.question: story for story in world.problems("train", len(train.problems), seed=source.seed)}
     for shard, problems in enumerate(train.shards()):
         pairs = [

@@ -73,6 +73,7 @@ def test_a_text_without_a_number_states_no_result() -> None:
 
 def test_a_gold_pair_holds_the_worlds_own_trace_and_ends_the_sequence(tmp_path: Path) -> None:
     settings = settings_of(ARMS["gold_mixed"], seed=0)
+    assert settings.problems.train
     few = settings.problems.train.model_copy(update={"limit": 3})
     settings = settings.model_copy(update={"problems": settings.problems.model_copy(update={"train": few})})
     pairs = _gold_pairs(plan_run(settings, tmp_path), "mixed", tmp_path).rows()

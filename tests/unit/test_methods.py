@@ -74,7 +74,8 @@ def test_the_demos_settings_are_right_and_can_be_overridden() -> None:
 def test_settings_shipped_with_the_package_are_right() -> None:
     shipped = [settings_file(), *Path(__file__, "../../../ray_jobs/configs").resolve().glob("*.toml")]
     for path in shipped:
-        assert load_settings(path).problems.train.path
+        train = load_settings(path).problems.train
+        assert train and train.path
 
 
 @pytest.mark.parametrize("name", [["tokensqueeze"], {"name": "tokensqueeze"}, 3])
