@@ -117,8 +117,8 @@ def _forced_charts(section: Section, prefix: str) -> list[Chart]:
             x_label="tokens of thinking allowed",
             percent=True,
             from_zero=True,
-            note="At the budget thinking is closed and the answer asked for, as a server would. Bands: 95 % intervals over "
-            "problems.",
+            note="At the budget thinking is closed and the answer asked for, as a server would. A model that was stopped early "
+            "may reason on in its answer: what that takes is in the next chart. Bands: 95 % intervals over problems.",
         ),
         line_chart(
             f"{prefix}-forced-length",
