@@ -1,11 +1,13 @@
-"""The command line: `tokensqueeze run`, `tokensqueeze demo`, and what helps to use them."""
+"""The command line: squeeze a model (`run`, `demo`), measure (`evaluate`, `compare`, `verify`), and what helps to do it."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
@@ -187,13 +189,14 @@ def evaluate(
         endpoint={"model": served_model, "tokenizer": str(tokenizer) if tokenizer else None},
         traces={"path": str(traces) if traces else None},
     )
-    name = settings.endpoint.model or model.rstrip("/").rpartition("/")[2]
-    output = output or Path("evaluations") / name
+    output = output or Path("evaluations") / _file_name(settings)
     with nullcontext() if address else private_ray_token():
         with _named_if_missing():
             from tokensqueeze.console import RunConsole
             from tokensqueeze.pipeline.evaluate import benchmark_source, plan_evaluation, run_evaluation
             from tokensqueeze.reporting.benchmark_table import benchmark_tables
+        if limit and not benchmarks:
+            raise SettingsError("--limit: is of a --benchmark's problems; a file of --traces is measured whole")
         sources = [benchmark_source(text, limit=limit) for text in benchmarks or []]
         plan = plan_evaluation(settings, sources, store or output / "tables", allow_download=allow_download)
         console = RunConsole()
@@ -205,6 +208,14 @@ def evaluate(
     for table in benchmark_tables(figures):
         console.console.print(table)
     console.note(f"{'evaluation.json':16} {output / 'evaluation.json'}")
+
+
+def _file_name(settings: EvaluateSettings) -> str:
+    """Return a name for what was evaluated: the directory's, or the server's host, port and model."""
+    if not settings.endpoint.url:
+        return Path(settings.model.path).resolve().name
+    served = f"{urlsplit(settings.endpoint.url).netloc}-{settings.endpoint.model or 'model'}"
+    return re.sub(r"[^\w.-]+", "-", served)
 
 
 def _evaluate_settings(model: str, overrides: list[str], **sections: dict[str, Any]) -> EvaluateSettings:

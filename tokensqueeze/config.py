@@ -26,7 +26,14 @@ StageName = Literal["sample", "verify", "select", "propose", "accept", "pair", "
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        # JSON, which fingerprints are made of, has no infinity.
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
 
 
 AnySettings = TypeVar("AnySettings", bound=Section)
@@ -407,6 +414,12 @@ class ForcingSettings(Section):
     answer_tokens: int = Field(default=1024, ge=1)
     """Tokens the answer may take behind a forced close."""
 
+    @field_validator("thinking_budgets")
+    @classmethod
+    def _distinct(cls, value: list[int]) -> list[int]:
+        # A budget given twice would count every trace twice.
+        return sorted(set(value))
+
     @field_validator("close_text")
     @classmethod
     def _closes(cls, value: str) -> str:
@@ -439,7 +452,7 @@ class EndpointSettings(Section):
         parts = urlsplit(value or "http://none")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("write it as http://host:port/v1")
-        if parts.username or parts.password:
+        if parts.username or parts.password or parts.query:
             raise ValueError("a key in an address ends up in logs; put it into the variable that api_key_variable names")
         return value
 
@@ -657,6 +670,8 @@ def _evaluate_clashes(settings: EvaluateSettings) -> Iterable[str]:
         )
     if settings.endpoint.url and settings.traces:
         yield "traces: a server is not asked for traces that are there; name the model's directory, for its tokenizer"
+    if settings.traces and settings.forcing.thinking_budgets:
+        yield "forcing.thinking_budgets: traces that are there are not gone on with; take it out, or name a --benchmark instead"
     engine = settings.engine
     if not settings.endpoint.url and engine.kind == "vllm" and engine.tensor_parallel_size > max(1, resources.gpus_per_worker):
         yield (
@@ -690,7 +705,7 @@ def _mistake(kind: type[Section], detail: Any) -> str:
         case _:
             message = detail["msg"][0].lower() + detail["msg"][1:]
             # A key in an address is not for a log.
-            return f"{key}: {message}; it is {re.sub(r'//[^/@ ]*@', '//…@', repr(given))}"
+            return f"{key}: {message}; it is {re.sub(r'//[^/@ ]*@|[?].*', '…', repr(given))}"
 
 
 def _known_keys(kind: type[Section], location: Sequence[Any]) -> list[str]:

@@ -95,11 +95,16 @@ class Table(Generic[Row]):
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text())
     except FileNotFoundError:
         raise TableError(f"{path}: no such file; the stage that makes it has not finished") from None
-    except json.JSONDecodeError as error:
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror}; make the file readable, or choose another") from error
+    except (ValueError, RecursionError) as error:  # malformed JSON, and bytes that are no text
         raise TableError(f"{path}: not valid JSON ({error}); delete it and run again") from error
+    if not isinstance(value, dict):
+        raise TableError(f"{path}: not a JSON object; delete it and run again")
+    return value
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -115,7 +120,7 @@ def write_text(path: Path, text: str) -> None:
 
 def make_folder(path: Path) -> Path:
     """Make a folder and its parents. Raises `StorageError` where that is not possible."""
-    with _storage_errors(path):
+    with storage_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK):
             raise PermissionError(13, "Permission denied")
@@ -126,7 +131,7 @@ def make_folder(path: Path) -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`, and move it there once it is written and flushed."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with _storage_errors(path):
+    with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -138,7 +143,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _storage_errors(path: Path) -> Iterator[None]:
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn what the disk says no to into a `StorageError` that names the path."""
     try:
         yield
     except OSError as error:

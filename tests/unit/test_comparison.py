@@ -239,6 +239,13 @@ def test_folders_without_a_finished_evaluation_are_named(tmp_path: Path) -> None
     (b / "evaluation.json").write_text('{"base": {}, "squeezed": {}}')
     with pytest.raises(TableError, match=r"evaluation.json: no 'model' in it; it was not written by"):
         compare_models([a, str(b)])
+    for text in ("3", '{"model": "x", "benchmarks": []}', '{"model": "x", "benchmarks": {"math": {}}}'):
+        (b / "evaluation.json").write_text(text)
+        with pytest.raises(TableError, match=r"evaluation.json: not a"):
+            compare_models([a, str(b)])
+    (b / "evaluation.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(TableError, match=r"evaluation.json: not valid JSON"):
+        compare_models([a, str(b)])
     (b / "evaluation.json").write_text('{"model": "x", "benchmarks": {}}')
     with pytest.raises(TableError, match=r"evaluation.json has no benchmark"):
         compare_models([a, str(b)])

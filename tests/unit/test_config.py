@@ -37,6 +37,11 @@ def mistakes(**sections: Any) -> list[str]:
     return [line.strip() for line in listed]
 
 
+def test_infinity_is_no_setting() -> None:
+    [said] = mistakes(verifier={"timeout_seconds": float("inf")})
+    assert said.startswith("verifier.timeout_seconds: input should be a finite number")
+
+
 def test_defaults_are_the_papers() -> None:
     settings = check_settings(WHOLE)
     sampling, rewriter, objective = settings.sampling, settings.rewriter, settings.objective

@@ -14,7 +14,7 @@ from tokensqueeze.engines.checkpoint import demo_model_dir, load_tokenizer
 from tokensqueeze.errors import ProblemsError, SettingsError
 from tokensqueeze.methods import settings_from
 from tokensqueeze.metrics.evaluation import measure
-from tokensqueeze.pipeline.evaluate import plan_evaluation
+from tokensqueeze.pipeline.evaluate import BenchmarkSource, plan_evaluation
 from tokensqueeze.pipeline.import_traces import read_trace_file, read_traces
 from tokensqueeze.pipeline.plan import RunPlan, plan_run
 from tokensqueeze.pipeline.planned_tables import write_problems
@@ -314,6 +314,20 @@ def test_traces_and_problems_to_draw_from_are_one_too_many(tmp_path: Path) -> No
 def test_a_wrong_file_of_traces_is_one_mistake_of_the_settings(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"1 mistake:\n  sampling\.traces: .*gone\.jsonl: no such file"):
         plan_of(tmp_path / "gone.jsonl", tmp_path)
+
+
+def test_traces_can_not_be_forced_nor_measured_under_a_name_that_is_taken(tmp_path: Path) -> None:
+    traces = {"path": str(write_rows(tmp_path, ROWS))}
+    with pytest.raises(SettingsError, match=r"forcing\.thinking_budgets: traces that are there"):
+        check_evaluate_settings({"traces": traces, "forcing": {"thinking_budgets": [5]}})
+    settings, name = check_evaluate_settings({"traces": traces}), Path(traces["path"]).stem
+    with pytest.raises(SettingsError, match=rf"{name}: evaluated on twice"):
+        plan_evaluation(settings, [BenchmarkSource(name, "demo:test", limit=2)], tmp_path / "store")
+
+
+def test_a_budget_given_twice_is_one() -> None:
+    settings = check_evaluate_settings({"forcing": {"thinking_budgets": [9, 5, 9]}})
+    assert settings.forcing.thinking_budgets == [5, 9]
 
 
 def test_traces_are_measured_as_they_are(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokensqueeze.errors import TableError
-from tokensqueeze.metrics.difficulty import by_difficulty, by_level, pass_rates, sorted_apart
+from tokensqueeze.metrics.difficulty import by_difficulty, by_level, measured_half, pass_rates, sorted_apart
 from tokensqueeze.metrics.evaluation import change, evaluation_json, measure
 from tokensqueeze.metrics.intervals import Estimate, clustered_mean, clustered_ratio
 from tokensqueeze.metrics.token_budget import accuracy_at_budgets, auc
@@ -391,6 +391,19 @@ def test_sorting_apart_shows_no_change_between_equal_models_where_sorting_by_the
             for before, after in zip(by_difficulty(measured, rates), by_difficulty(same, rates), strict=True)
         ]
         assert (max(map(abs, gaps)) < 0.1) is fair
+
+
+def test_the_same_model_on_the_same_random_streams_shows_no_change_at_any_difficulty():
+    rng = random.Random(1)
+    base = [trace(f"p{i}", rng.choice(["correct", "incorrect"]), 10, sample_index=s) for i in range(40) for s in range(4)]
+    apart = sorted_apart(base)
+    assert apart
+    assert by_difficulty(measured_half(base), apart.pass_rates) == by_difficulty(apart.measured, apart.pass_rates)
+    assert by_difficulty(base, apart.pass_rates) != by_difficulty(apart.measured, apart.pass_rates)
+
+
+def test_a_problems_only_sample_is_measured():
+    assert measured_half([trace("a", "correct", 1)]) == [trace("a", "correct", 1)]
 
 
 def test_one_sample_each_cannot_be_sorted_apart():

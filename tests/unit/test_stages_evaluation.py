@@ -202,6 +202,13 @@ def test_thinking_is_counted_by_the_models_tokenizer_where_the_server_does_not_t
     assert len(whole) < len(thinking + answer), "tokens, not characters"
 
 
+def test_a_server_that_counts_no_reasoning_tokens_though_it_sends_reasoning_does_not_tell():
+    message = {"reasoning_content": "47 + 38 = 85.", "content": "It is \\boxed{85}."}
+    with server(lambda body: completion(message, usage(40, 0))) as (url, _):
+        [row] = evaluate_at(url, tokenizer=str(demo_model_dir())).rows
+    assert row.thinking_tokens == 40 - len(encode("It is \\boxed{85}."))
+
+
 def test_a_completion_cut_off_while_it_thinks_is_all_thinking():
     with server(lambda body: completion({"content": None, "reasoning_content": "hm"}, usage(50, 50), "length")) as (url, _):
         [row] = evaluate_at(url).rows

@@ -44,6 +44,8 @@ DONE: dict[str, tuple[str, str]] = {
         TRY + "import socket\nprint(attempt(lambda: socket.create_connection(('127.0.0.1', {port}), 5)))", REFUSED),
     "connects to an abstract socket": (
         TRY + "import socket\nprint(attempt(lambda: socket.socket(socket.AF_UNIX).connect('\\0{abstract}')))", REFUSED),
+    "enlarges a socket's buffer": (
+        TRY + "import socket\none, _ = socket.socketpair()\nprint(attempt(one.setsockopt, 1, socket.SO_SNDBUF, 9))", REFUSED),
     "makes memory outside its limits": (TRY + "import os\nprint(attempt(os.memfd_create, 'x'))", REFUSED),
     "makes namespaces of its own": (
         "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"

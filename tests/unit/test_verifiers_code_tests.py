@@ -226,7 +226,12 @@ def answer(x):
 """
 _FORGE = "import os\nfor descriptor in (1, 2, 3, 4):\n    try: os.write(descriptor, b'%s\\n')\n    except OSError: pass\n"
 
+CAUGHT = CodeTests(
+    asserts="try:\n    add(1, 2)\n    done = False\nexcept Exception:\n    done = True\nassert done", entry_point="add"
+)
+
 TRICKS: list[tuple[str, CodeTests, str]] = [
+    ("ends where the asserts expect an exception", CAUGHT, "import os\ndef add(a, b):\n    os._exit(0)"),
     ("exits with status 0", ADD, "exit(0)"),
     ("exits at once with status 0", ADD, "import os\nos._exit(0)"),
     ("exits when it is called", ADD, "def add(a, b):\n    raise SystemExit(0)"),
@@ -324,11 +329,13 @@ def test_tests_that_can_not_be_read_are_nobodys_fault(verifier: CodeVerifier):
     item = completion("def add(a, b):\n    return a + b", ADD)
     broken = CodeTests(asserts="assert add(1, 2 == 3").to_json()
     no_json = CodeTests(functional=(CodeTest(input="1\n2", output="three"),), fn_name="add").to_json()
-    judged = verifier.judge([replace(item, gold_answer=gold) for gold in ("3", broken, no_json)])
+    passes_a_function = CodeTests(asserts="assert add(len, 2) == 3").to_json()
+    judged = verifier.judge([replace(item, gold_answer=gold) for gold in ("3", broken, no_json, passes_a_function)])
     assert [(j.verdict, j.cause) for j in judged] == [
         ("unverifiable", "unreadable_tests"),
         ("unverifiable", "bad_tests: SyntaxError"),
         ("unverifiable", "bad_tests: JSONDecodeError"),
+        ("unverifiable", "bad_tests: CantPass"),
     ]
 
 

@@ -60,6 +60,15 @@ def sorted_apart(traces: Sequence[EvaluationTrace]) -> SortedApart | None:
     return SortedApart(pass_rates(sorting), measured)
 
 
+def measured_half(traces: Sequence[EvaluationTrace]) -> list[EvaluationTrace]:
+    """Return another model's samples that share no random stream with those that sorted; a problem's only sample stays.
+
+    With shared streams its luck is that of the sorting samples: even the very same model would look different.
+    """
+    ordered = (sorted(own, key=lambda trace: trace.sample_index) for own in by_problem(traces).values())
+    return [trace for own in ordered for trace in own[1::2] or own]
+
+
 def by_difficulty(traces: Sequence[EvaluationTrace], base_pass_rates: Mapping[str, float]) -> list[DifficultyBin]:
     """Return the bins that hold a problem, hardest first.
 

@@ -101,6 +101,7 @@ def _section(
         traces = [trace for trace in each.traces(decoding) if trace.problem_id in problem_ids]
         traces = cut_at(traces, limit) if limit else traces
         forced = [trace for trace in each.forced(decoding) if trace.problem_id in problem_ids]
+        forced = cut_at(forced, limit) if limit else forced
         compared.append(ComparedModel(each.model, traces, forced, _settings(each, decoding, traces)))
     warnings += _sampling_warnings(models, decodings) + _trace_warnings(compared, len(problem_ids))
     problems = next((each.problems for each in models if each.problems is not None), None)

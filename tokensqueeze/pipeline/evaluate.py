@@ -5,6 +5,7 @@ the traces would have come to under each. `evaluation.json` has the figures, and
 """
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -46,6 +47,7 @@ from tokensqueeze.stages.model_source import ModelSource
 from tokensqueeze.stages.run_stage import PooledStage, run_stages
 from tokensqueeze.stages.stage import Stage
 from tokensqueeze.tables import make_folder, write_json
+from tokensqueeze.verifiers.verdict import VERDICT_RULES
 
 FIGURES_FILE = "evaluation.json"
 
@@ -100,6 +102,10 @@ def plan_evaluation(
                 planned.append(_planned(source, settings, model, store, allow_download=allow_download))
         except TokenSqueezeError as error:
             mistakes.append(str(error))
+    if twice := [name for name, times in Counter(each.name for each in planned).items() if times > 1]:
+        mistakes.append(f"{twice[0]}: evaluated on twice; give each file a name of its own, with --benchmark NAME=PATH")
+    if settings.traces and not sources and (settings.decoding.num_samples is not None or settings.decoding.greedy):
+        mistakes.append("decoding: traces that are there are not drawn; take num_samples and greedy out, or name a --benchmark")
     if not planned and not mistakes:
         mistakes.append("nothing to evaluate on: name a --benchmark, or a file of --traces")
     if mistakes:
@@ -158,6 +164,8 @@ def _model_of(settings: EvaluateSettings) -> _Model:
         name = served_model(settings.endpoint, key)
         # A server does not tell which weights it has.
         identity = {"endpoint": settings.endpoint.url, "model": name, "think_end": think_end}
+        if settings.endpoint.tokenizer:
+            identity["tokenizer"] = model_fingerprint(Path(settings.endpoint.tokenizer))
         return _Model(name, settings.endpoint.url, identity, None, key)
     folder = model_dir(settings.model.path)
     identity = {"model": model_fingerprint(folder), "dtype": settings.model.dtype, "think_end": think_end}
@@ -183,6 +191,7 @@ def _planned(
     depends = {
         "evaluation": decoding.model_dump(exclude={"token_budget"}),
         "verifier": verifier.model_dump(),
+        "verdict_rules": VERDICT_RULES,
         "problems": problems.fingerprint,
         **model.identity,
     }
@@ -226,7 +235,12 @@ def _planned_traces(source: TraceSource, settings: EvaluateSettings, model: _Mod
         EvaluationTrace,
         {"problems": problems.table, "imported_traces": imported.table},
         partial(EvaluateImported, model.source, settings.verifier),
-        {"imported": imported.table.path.name, "verifier": settings.verifier.model_dump(), **model.identity},
+        {
+            "imported": imported.table.path.name,
+            "verifier": settings.verifier.model_dump(),
+            "verdict_rules": VERDICT_RULES,
+            **model.identity,
+        },
     )
     said = settings.decoding.model_dump(exclude={"token_budget", "greedy", "seed"})
     budget = settings.decoding.token_budget or EvaluationSettings().token_budget

@@ -1,6 +1,7 @@
 """What has been evaluated in a folder that `tokensqueeze evaluate` or `tokensqueeze run` has left, ready to be compared."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -76,7 +77,8 @@ def evaluated_in(argument: str) -> list[Evaluated]:
     name, folder, picked = _argument(argument)
     run, evaluation = folder / "run.json", folder / "evaluation.json"
     if run.is_file():
-        return _of_run(folder, name, picked)
+        with _as_written(run):
+            return _of_run(folder, name, picked)
     if not evaluation.is_file():
         what = (
             "no such folder"
@@ -86,7 +88,8 @@ def evaluated_in(argument: str) -> list[Evaluated]:
         raise TableError(f"{folder}: {what}; give a folder that `tokensqueeze evaluate` or `tokensqueeze run` has left")
     if picked:
         raise TableError(f"{argument}: {folder} holds one model; only the folder of a run has :base and :squeezed")
-    return _of_evaluation(folder, name)
+    with _as_written(evaluation):
+        return _of_evaluation(folder, name)
 
 
 def _argument(argument: str) -> tuple[str | None, Path, str | None]:
@@ -166,6 +169,15 @@ def _json(path: Path, *keys: str) -> dict[str, Any]:
     if missing:
         raise TableError(f"{path}: no {missing[0]!r} in it; it was not written by this version's evaluate or run")
     return value
+
+
+@contextmanager
+def _as_written(path: Path) -> Iterator[None]:
+    """Turn what a file lacks, that somebody else wrote or changed, into one line."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        raise TableError(f"{path}: not as evaluate or run writes it ({error}); run that again") from error
 
 
 def _slim_rows(table: Table[TraceT]) -> list[TraceT]:

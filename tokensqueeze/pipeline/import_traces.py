@@ -23,7 +23,7 @@ from tokensqueeze.tables import Table
 QUESTION_COLUMNS = ("question", "problem", "prompt")
 RESPONSE_COLUMNS = ("response", "completion", "output", "generation")
 GOLD_COLUMNS = ("gold_answer", "expected_answer", "answer", "gold")
-_FINISH_REASONS: dict[str, FinishReason] = {
+FINISH_REASONS: dict[str, FinishReason] = {
     "stop": "stop",
     "eos": "stop",
     "eos_token": "stop",
@@ -217,10 +217,10 @@ class _Reader:
         value = row.values.get(column) if column else None
         if value is None:
             return None
-        reason = _FINISH_REASONS.get(str(value).lower())
+        reason = FINISH_REASONS.get(str(value).lower())
         if reason is None:
             raise ProblemsError(
-                f'{row.where}: "{column}" is {value!r}; known are {", ".join(_FINISH_REASONS)}: take the row out, or name '
+                f'{row.where}: "{column}" is {value!r}; known are {", ".join(FINISH_REASONS)}: take the row out, or name '
                 f"another column with {self.key}.finish_reason_column"
             )
         return reason

@@ -40,6 +40,7 @@ from tokensqueeze.stages.score_reference import ScoreReference
 from tokensqueeze.stages.select_traces import SelectTraces
 from tokensqueeze.stages.stage import Stage
 from tokensqueeze.stages.verify_traces import VerifyTraces
+from tokensqueeze.verifiers.verdict import VERDICT_RULES
 
 Split = Literal["train", "dev", "test"]
 
@@ -101,7 +102,12 @@ def plan_run(settings: Settings, store: Path) -> RunPlan:
         VerifiedTrace,
         problems | {"traces": sample.output},
         partial(VerifyTraces, base, settings.verifier),
-        {"verifier": settings.verifier.model_dump(), "think_end": think_end, "traces": sample.output.path.name},
+        {
+            "verifier": settings.verifier.model_dump(),
+            "verdict_rules": VERDICT_RULES,
+            "think_end": think_end,
+            "traces": sample.output.path.name,
+        },
     )
     select = tables.stage(
         "selected_traces",
@@ -167,6 +173,7 @@ def plan_run(settings: Settings, store: Path) -> RunPlan:
         shared = {
             "evaluation": settings.evaluation.model_dump(exclude={"token_budget"}),
             "verifier": settings.verifier.model_dump(),
+            "verdict_rules": VERDICT_RULES,
             "engine": engine,
             "problems": test.fingerprint,
         }

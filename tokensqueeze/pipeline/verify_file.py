@@ -20,12 +20,13 @@ from tokensqueeze.config import VerifierSettings
 from tokensqueeze.errors import TableError
 from tokensqueeze.fingerprint import file_fingerprint, fingerprint
 from tokensqueeze.pipeline.added_columns import check_formats, file_kind, lines_with, write_copy
+from tokensqueeze.pipeline.import_traces import FINISH_REASONS
 from tokensqueeze.problems.row_values import as_text
 from tokensqueeze.problems.table_file import FileRow, open_rows
 from tokensqueeze.schema import AnswerKind
-from tokensqueeze.tables import make_folder
+from tokensqueeze.tables import make_folder, storage_errors
 from tokensqueeze.verifiers.answers import AnswerVerifier
-from tokensqueeze.verifiers.verdict import Answered, Judgement
+from tokensqueeze.verifiers.verdict import VERDICT_RULES, Answered, Judgement
 
 COLUMNS = ("verdict", "extracted_answer", "verdict_cause")
 ISOLATION = "isolation"
@@ -43,7 +44,8 @@ class VerifyRequest:
     output: Path | None
     """None: lines of JSON to a stream, with nothing kept for a second call."""
     finish_reason_column: str | None = None
-    """Where it says `length`, the response was cut off and is incorrect; without it, every response has ended by itself."""
+    """Where it says `length` or `max_tokens` the response was cut off and is incorrect; without it, every response has ended by
+    itself."""
     answer_kind: AnswerKind = "math"
     verifier: VerifierSettings = field(default_factory=VerifierSettings)
     think_end: str = "</think>"
@@ -186,7 +188,7 @@ def _answered(row: FileRow, request: VerifyRequest) -> Answered | Judgement:
     if response is None:
         return Judgement("unverifiable", None, "no_response")
     finish = row.values.get(request.finish_reason_column) if request.finish_reason_column else None
-    return Answered(response, gold, "length" if finish == "length" else "stop", request.answer_kind)
+    return Answered(response, gold, FINISH_REASONS.get(str(finish).lower(), "stop"), request.answer_kind)
 
 
 def _text(row: FileRow, column: str, *, structured: bool = False) -> str | None:
@@ -245,7 +247,8 @@ def _partial(request: VerifyRequest) -> Iterator[_Partial]:
     assert request.output is not None
     path = request.output.with_name(f".{request.output.name}.partial")
     header = _header(request)
-    with path.open("a+b") as file:
+    # Around the file, because closing it writes what a full disk has refused once more.
+    with storage_errors(path), path.open("a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -273,6 +276,7 @@ def _header(request: VerifyRequest) -> bytes:
     name = fingerprint(
         {
             "version": __version__,
+            "verdict_rules": VERDICT_RULES,
             "source": file_fingerprint(request.source),
             # A large file's fingerprint leaves parts of it out.
             "changed": request.source.stat().st_mtime_ns,

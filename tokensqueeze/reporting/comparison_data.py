@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from tokensqueeze.metrics.comparison import AgainstFirst, ProblemChange, against_first, largest_changes
-from tokensqueeze.metrics.difficulty import DifficultyBin, by_difficulty, by_level, sorted_apart
+from tokensqueeze.metrics.difficulty import DifficultyBin, by_difficulty, by_level, measured_half, sorted_apart
 from tokensqueeze.metrics.evaluation import Cell, measure
 from tokensqueeze.metrics.token_budget import BudgetCurve, ForcedPoint, budget_curve, forced_curve
 from tokensqueeze.schema import EvaluationTrace, ForcedTrace, Problem
@@ -58,12 +58,12 @@ class Section:
 
     @cached_property
     def difficulty(self) -> list[list[DifficultyBin]] | None:
-        """By the first model's pass rate, which half of its samples gives while the other half is measured."""
+        """By the first model's pass rate, which half of its samples gives while the other half is measured, of all models."""
         first, *others = self._traces
         apart = sorted_apart(first)
         if apart is None:
             return None
-        return [by_difficulty(traces, apart.pass_rates) for traces in (apart.measured, *others)]
+        return [by_difficulty(own, apart.pass_rates) for own in (apart.measured, *map(measured_half, others))]
 
     @cached_property
     def levels(self) -> list[list[DifficultyBin]]:

@@ -148,8 +148,9 @@ def _difficulty_note(section: Section) -> str:
             "measured. With two samples or more, one half sorts and the other is measured."
         )
     return (
-        f"Problems are sorted by every second sample of {name}, which is measured on the others only: problems that came out "
-        "right did so partly by luck, and on the same samples it would look too good on the easy ones and too bad on the hard."
+        f"Problems are sorted by every second sample of {name}, and all models are measured on the others only: problems that "
+        f"came out right did so partly by luck, and on the same samples {name} would look too good on the easy ones and too "
+        "bad on the hard."
     )
 
 

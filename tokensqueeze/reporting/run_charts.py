@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from tokensqueeze.config import KLBound, ObjectiveSettings, Reliable
-from tokensqueeze.metrics.difficulty import BINS, DifficultyBin, by_difficulty, sorted_apart
+from tokensqueeze.metrics.difficulty import BINS, DifficultyBin, by_difficulty, measured_half, sorted_apart
 from tokensqueeze.metrics.token_budget import budget_curve
 from tokensqueeze.reporting.charts import Cell, Chart, Colour, Histogram, Line, bar_chart, histogram_chart, line_chart
 from tokensqueeze.reporting.comparisons import saved_tokens
@@ -163,12 +163,13 @@ def _difficulty_charts(data: ReportData) -> list[Chart]:
     apart = sorted_apart(sampled["base"]) if sampled["base"] and sampled["squeezed"] else None
     if apart is None:
         return []
-    base, squeezed = by_difficulty(apart.measured, apart.pass_rates), by_difficulty(sampled["squeezed"], apart.pass_rates)
+    base = by_difficulty(apart.measured, apart.pass_rates)
+    squeezed = by_difficulty(measured_half(sampled["squeezed"]), apart.pass_rates)
     places = {BINS.index(bin.label): f"{PASS_RATES[bin.label]}\nn = {bin.num_problems:,}" for bin in base}
     x_ticks = {float(index): places[place] for index, place in enumerate(sorted(places))}
     note = (
         "Half of the base model's samples sort the problems, hardest on the left (n: problems); the other half is "
-        "what is shown. Bars: one standard error."
+        "what is shown, of both models. Bars: one standard error."
     )
     x_label = "base model's pass rate"
     return [

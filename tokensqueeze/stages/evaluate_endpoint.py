@@ -74,9 +74,15 @@ class EvaluateEndpoint:
             sample_index=draw.index,
             text=text,
             token_ids=[],
-            num_tokens=self._count(text) if completion.num_tokens is None else completion.num_tokens,
+            num_tokens=self._num_tokens(completion, text),
             finish_reason="length" if completion.finish_reason == "length" else "stop",
         )
+
+    def _num_tokens(self, completion: EndpointCompletion, text: str) -> int:
+        if completion.num_tokens is not None:
+            return completion.num_tokens
+        # The token that ends a completion is one of it, as servers and engines count.
+        return self._count(text) + (completion.finish_reason != "length")
 
     def _text(self, completion: EndpointCompletion) -> str:
         if completion.reasoning is None:
@@ -89,7 +95,8 @@ class EvaluateEndpoint:
         text = self._text(completion)
         if self._think_end not in text:
             return num_tokens
-        if completion.reasoning_tokens is not None and completion.reasoning is not None:
+        # Servers that don't count it say 0.
+        if completion.reasoning_tokens and completion.reasoning is not None:
             return min(completion.reasoning_tokens, num_tokens)
         answer = text.rpartition(self._think_end)[2]
         return max(0, num_tokens - self._count(answer)) if answer else num_tokens
@@ -97,8 +104,8 @@ class EvaluateEndpoint:
     def _count(self, text: str) -> int:
         if self._tokens is None:
             raise EngineError(
-                f"endpoint.url: {self._endpoint.url}: its `usage` does not tell reasoning from answer tokens; name the model's "
-                "own tokenizer with endpoint.tokenizer (a directory)"
+                f"endpoint.url: {self._endpoint.url}: its `usage` does not tell how many tokens there are, or which "
+                "of them are reasoning; name the model's own tokenizer with endpoint.tokenizer (a directory)"
             )
         return len(self._tokens.encode(text))
 

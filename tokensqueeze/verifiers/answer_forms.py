@@ -23,8 +23,7 @@ _THOUSANDS_ONLY = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
 
 _LETTER = r"(?:\*\*|__)?[(\[]?(?:\\(?:text|textbf|mathrm|mathbf)\{)?[(\[]?(?P<letter>[A-Z])\b[)\]}.:*_]*"
 _CLOSING_PHRASE = re.compile(
-    rf"\b(?:answer|choice|option)\b(?:\s+(?:is|would be|should be|must be|choice|option))*\s*[:=]?\s*\$?{_LETTER}"
-    r"(?P<rest>[^\n]*)",
+    rf"\b(?:answer|choice|option)\b(?:\s+(?:is|would be|should be|must be|choice|option))*\s*[:=]?\s*\$?{_LETTER}",
     re.IGNORECASE,
 )
 _REASON = re.compile(r"[\s,;:*_–—-]*(?:because|since|as|for|which|given|due|so|$)\b", re.IGNORECASE)
@@ -83,7 +82,10 @@ def _closing_phrase(text: str) -> str | None:
     last = _last_match(_CLOSING_PHRASE, text)
     if last is None or not last["letter"].isupper():
         return None
-    rest = "" if _REASON.match(last["rest"]) else _SENTENCE_END.split(last["rest"], maxsplit=1)[0].strip(" *_$.\t")
+    rest = text[last.end() :].partition("\n")[0]
+    # "The answer is B. It lies on the Seine": another sentence is no part of the answer.
+    ended = last[0].rstrip("*_").endswith(".") and rest[:1].isspace()
+    rest = "" if ended or _REASON.match(rest) else _SENTENCE_END.split(rest, maxsplit=1)[0].strip(" *_$.,!\t")
     return f"{last['letter']}) {rest}" if rest else last["letter"]
 
 

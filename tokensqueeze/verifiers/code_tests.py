@@ -72,7 +72,7 @@ class CodeVerifier(AbstractContextManager["CodeVerifier"]):
 
     def _try(self, program: Program, tests: CodeTests) -> Outcome:
         for _ in range(_ATTEMPTS):
-            with suppress(SandboxFailed, StageError):
+            with suppress(SandboxFailed, StageError, OSError):
                 return try_program(self._sandbox, program, tests, self._settings)
         return Outcome("unverifiable", "sandbox")
 

@@ -20,7 +20,10 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _TEXT_MACRO = re.compile(r"\\(?:text[a-z]*|math(?:rm|bf|it)|mbox)\s*\{([^{}]*)\}")
 _NAMED = r"(?:the\s+)?(?:(?:option|choice|answer)\s*:?\s*)?"
 _LONE_LETTER = re.compile(rf"{_NAMED}[(\[]?([A-Z])[)\].:]*", re.IGNORECASE)
-_LETTER_AND_TEXT = re.compile(rf"{_NAMED}(?:[(\[]([A-Z])[)\]]|([A-Z])\s*[).:])\s*(.+)", re.DOTALL | re.IGNORECASE)
+# "A -3" is no dash between letter and text, but the text of an option.
+_LETTER_AND_TEXT = re.compile(
+    rf"{_NAMED}(?:[(\[]([A-Z])[)\]]|([A-Z])(?:\s*[).:]|\s+-(?=\s)|\s+(?=\()))\s*(.+)", re.DOTALL | re.IGNORECASE
+)
 # "A) or B)" and "A, B" take back what the first letter said.
 _ANOTHER_LETTER = re.compile(r"(?:\b(?:or|and)\b|[,/&])\s*[(\[]?[A-Z][)\].:]*(?![\w'])")
 _SPACES = re.compile(r"\s+")
@@ -91,7 +94,7 @@ class Chosen:
 
     letter: str | None = None
     contradictory: bool = False
-    """It names a letter, and beside it a text that is not that option's."""
+    """It names a letter, and beside it the text of another option."""
 
 
 def read_choice(answer: str, options: Sequence[str] = ()) -> Chosen:
@@ -106,12 +109,14 @@ def read_choice(answer: str, options: Sequence[str] = ()) -> Chosen:
     both = _LETTER_AND_TEXT.fullmatch(plain)
     if both is None or (letter := (both[1] or both[2]).upper()) not in known:
         return Chosen()
+    beside = both[3][1:-1] if both[3].startswith("(") and both[3].endswith(")") else both[3]
     # The phrase may go on: (B) Paris, which lies on the Seine.
-    if options and _begins_with(both[3], options[known.index(letter)]):
+    if options and _begins_with(beside, options[known.index(letter)]):
         return Chosen(letter)
-    if _ANOTHER_LETTER.match(both[3]):
+    if _ANOTHER_LETTER.match(beside) or _LONE_LETTER.fullmatch(beside):
         return Chosen()
-    return Chosen(contradictory=True) if options else Chosen(letter)
+    # What is no option's text is said of the letter: (B) because it is the capital.
+    return Chosen(contradictory=True) if any(_begins_with(beside, option) for option in options) else Chosen(letter)
 
 
 def _same_text(option: str, answer: str) -> bool:

@@ -7,6 +7,9 @@ from typing import Protocol
 
 from tokensqueeze.schema import AnswerKind, FinishReason, Verdict
 
+VERDICT_RULES = 1
+"""Part of the fingerprint of all that holds verdicts: raised when the code gives other ones for the same settings."""
+
 
 @dataclass(frozen=True)
 class Answered:

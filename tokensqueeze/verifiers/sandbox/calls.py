@@ -88,6 +88,10 @@ class RemoteError(Exception):
     """What the program raised, of a kind that Python itself has not."""
 
 
+class CantPass(TypeError):
+    """The asserts give the program what can't go there, such as a function of their own: no fault of the program's."""
+
+
 class Remote:
     """The asserts' side of an object of the program's. It is equal to itself alone."""
 
@@ -189,7 +193,7 @@ def _exception(cause: str) -> Exception:
 def _number_of(value: Any) -> dict[str, int]:
     if isinstance(value, Remote):
         return {"object": value.__dict__["_number"]}
-    raise TypeError(f"a {type(value).__name__} can't be passed to the program")
+    raise CantPass(f"a {type(value).__name__} can't be passed to the program")
 
 
 def _overwrite(value: Any, changed: Any) -> None:

@@ -17,20 +17,26 @@ class Channel:
     def __init__(self, descriptor: int) -> None:
         self._socket = socket.socket(fileno=descriptor)
         self._reader = self._socket.makefile("rb")
+        self.hung_up = False
+        """Whether `HungUp` was raised, which code in between may have caught."""
 
     def send(self, message: Any) -> None:
         try:
             self._socket.sendall(json.dumps(message, separators=(",", ":")).encode() + b"\n")
         except (BrokenPipeError, ConnectionResetError) as error:
-            raise HungUp from error
+            raise self._gone() from error
 
     def receive(self, max_bytes: int = MAX_MESSAGE_BYTES) -> Any:
         try:
             line = self._reader.readline(max_bytes)
         except ConnectionResetError as error:
-            raise HungUp from error
+            raise self._gone() from error
         if not line:
-            raise HungUp
+            raise self._gone()
         if not line.endswith(b"\n"):
             raise ValueError(f"a message over {max_bytes} bytes, or cut off")
         return json.loads(line)
+
+    def _gone(self) -> HungUp:
+        self.hung_up = True
+        return HungUp()

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from types import CodeType, ModuleType
 from typing import Any
 
-from tokensqueeze.verifiers.sandbox.calls import CAUSE, Asking, Calls, RemoteError, cause_of
+from tokensqueeze.verifiers.sandbox.calls import CAUSE, Asking, Calls, CantPass, RemoteError, cause_of
 from tokensqueeze.verifiers.sandbox.channel import Channel, HungUp
 from tokensqueeze.verifiers.sandbox.plain_values import encode
 
@@ -105,7 +105,8 @@ def _offer_names(job: Mapping[str, Any], host: Channel) -> None:
 
 def _check(job: Mapping[str, Any], host: Channel) -> None:
     """Run the asserts against the program at the other end of the link; tell the host how they went."""
-    asking = Asking(Channel(LINK))
+    link = Channel(LINK)
+    asking = Asking(link)
     module = _module("tests")
     try:
         _execute(module, [compile(job["prefix"], "prefix.py", "exec", dont_inherit=True)])
@@ -126,10 +127,13 @@ def _check(job: Mapping[str, Any], host: Channel) -> None:
             _execute(module, [asserts])
     except HungUp:
         host.send({"gone": True})
+    except CantPass as error:
+        host.send({"bad_tests": type(error).__name__})
     except BaseException as error:
         host.send({"failed": _failure(error), "calls": asking.calls})
     else:
-        host.send({"failed": asking.died, "calls": asking.calls})
+        # Asserts that expect an exception may have caught that the program is gone.
+        host.send({"gone": True} if link.hung_up else {"failed": asking.died, "calls": asking.calls})
 
 
 def _failure(error: BaseException) -> str:

@@ -11,7 +11,8 @@ from tokensqueeze.verifiers.sandbox import kernel
 # Names and numbers for x86_64 and aarch64.
 _DENIED: dict[str, tuple[int, int]] = {
     "socket": (41, 198),  # socketpair, which asyncio and multiprocessing want, is another
-    "memfd_create": (319, 279),  # memory that no limit counts, as are the next four
+    "setsockopt": (54, 208),  # would make the buffers of such a pair as large as it likes, memory that no limit counts
+    "memfd_create": (319, 279),  # memory of that kind too, as are the next four
     "memfd_secret": (447, 447),
     "shmget": (29, 194),
     "msgget": (68, 186),
