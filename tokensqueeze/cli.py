@@ -18,6 +18,8 @@ from tokensqueeze.methods import METHODS, load_settings
 from tokensqueeze.ray_token import private_ray_token
 from tokensqueeze.tables import make_folder, write_json
 
+_INTERRUPTED = 130
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -104,9 +106,19 @@ def verify(
     finish_reason_column: Annotated[
         str | None, typer.Option(help="Column that says length where a response was cut off: those are incorrect.")
     ] = None,
-    kind: Annotated[str, typer.Option(help="How answers are judged: math, choice or code.")] = "math",
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="How answers are judged: math; choice, the gold answer being a letter or JSON {letter, options}; code, it "
+            "being JSON of tests such as {asserts, entry_point} or {stdin: [{input, output}]}."
+        ),
+    ] = "math",
     answer_form: Annotated[
-        list[str] | None, typer.Option(help="Where the answer is looked for, first found counts; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="Where the answer is looked for, first found counts: boxed, answer_tag, hash, last_number, choice_phrase.",
+            show_default="boxed; of a choice choice_phrase too",
+        ),
     ] = None,
     think_end: Annotated[str, typer.Option(help="Text that ends the thinking; answers are looked for behind it.")] = "</think>",
     timeout_seconds: Annotated[float | None, typer.Option(help="Longest time one comparison may take.")] = None,
@@ -327,9 +339,11 @@ def main(arguments: list[str] | None = None) -> None:
     except TokenSqueezeError as error:
         print(f"tokensqueeze: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("tokensqueeze: stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as exit:
+        # What typer makes of Ctrl-C.
+        if exit.code == _INTERRUPTED:
+            print("tokensqueeze: stopped; the same command goes on from here", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ A shard is a fixed set of problems; stage after stage maps shard k of its inputs
 under its name only when it is whole, so a killed stage leaves whole parts, and a table without a manifest is not there.
 """
 
+import errno
+import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +21,7 @@ from tokensqueeze.errors import StorageError, TableError
 from tokensqueeze.schema import Row, arrow_schema, to_row
 
 MANIFEST = "manifest.json"
+LOCK = ".lock"
 _COUNTS_KEY = b"tokensqueeze.counts"
 
 
@@ -128,6 +131,22 @@ def make_folder(path: Path) -> Path:
 
 
 @contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder that is written. Raises `StorageError` where one is in it."""
+    with storage_errors(folder):
+        file = (folder / LOCK).open("w")
+    with file:
+        try:
+            # Let go of by the kernel when this process dies.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StorageError(
+                f"{folder}: another process is writing into it; wait for it, or choose another --output"
+            ) from None
+        yield
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`, and move it there once it is written and flushed."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
@@ -150,4 +169,5 @@ def storage_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, StorageError) or error.errno is None:
             raise
-        raise StorageError(f"{path}: {os.strerror(error.errno)}; free some space or choose another --output") from error
+        way_out = "free some space or " if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
+        raise StorageError(f"{path}: {os.strerror(error.errno)}; {way_out}choose another --output") from error

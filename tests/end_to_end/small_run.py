@@ -59,11 +59,15 @@ class SmallRun:
     overrides: tuple[str, ...] = SMALL
     options: tuple[str, ...] = ()
 
+    @property
+    def arguments(self) -> list[str]:
+        settings = [part for override in self.overrides for part in ("--set", override)]
+        return ["demo", "--output", str(self.output), *settings, *self.options]
+
     def start(self, folder: Path) -> subprocess.Popen[str]:
         """Start the command in a session of its own; what it and its Ray put down temporarily goes to `folder`."""
-        settings = [part for override in self.overrides for part in ("--set", override)]
         return subprocess.Popen(
-            [sys.executable, "-m", "tokensqueeze.cli", "demo", "--output", str(self.output), *settings, *self.options],
+            [sys.executable, "-m", "tokensqueeze.cli", *self.arguments],
             env=clean_environment() | {"TMPDIR": str(folder)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

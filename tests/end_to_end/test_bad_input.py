@@ -4,15 +4,21 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
+import ray
 
 from tests.end_to_end.small_run import SMALL, SmallRun, half_written
 from tokensqueeze.cli import main
 from tokensqueeze.engines.checkpoint import demo_model_dir
+from tokensqueeze.pipeline.plan import RunPlan
+from tokensqueeze.pipeline.run import write_problems
+from tokensqueeze.schema import Trace
+from tokensqueeze.stages.stage import ShardActor, ShardReport
+from tokensqueeze.verifiers.boxed import last_boxed
 
 GOOD = {"id": "one", "question": "1 + 1?", "answer": "2"}
 
@@ -77,6 +83,14 @@ class Refusal:
         return self.one_mistake(toml=f'problems.train.path = "{path}"\n').replace(str(path), "mine.jsonl")
 
 
+@pytest.fixture(scope="module")
+def one_ray() -> Iterator[None]:
+    """Ray for all runs of this process: a run takes the one that is there."""
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
 @pytest.fixture
 def refusal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refusal:
     return Refusal(tmp_path, capsys)
@@ -99,7 +113,7 @@ def test_malformed_settings_file(refusal: Refusal) -> None:
 
 def test_missing_problem_file(refusal: Refusal) -> None:
     mistake = refusal.one_mistake("problems.train.path=nowhere.jsonl")
-    assert mistake.startswith("problems.train: nowhere.jsonl: no such file; name a JSONL or Parquet file")
+    assert mistake.startswith("problems.train: nowhere.jsonl: no such file; name a JSONL, Parquet, CSV or JSON file")
 
 
 def test_malformed_problem_row(refusal: Refusal) -> None:
@@ -204,11 +218,12 @@ def test_unknown_stage(refusal: Refusal) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_run_without_a_correct_trace_says_why_and_leaves_whole_tables(tmp_path: Path) -> None:
+def test_run_without_a_correct_trace_says_why_and_leaves_whole_tables(
+    one_ray: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     run = SmallRun(tmp_path, (*SMALL, "problems.train.limit=2", "sampling.max_tokens=1"))
-    told = _refused_on_the_way(run)
-    assert told == (
+    _sample_here(run.plan)
+    assert _refused_on_the_way(run, capfd) == (
         "tokensqueeze: no problem has a correct trace, so there is nothing to learn from: 0 correct, 12 incorrect, "
         "0 no_answer, 0 unverifiable (12 incorrect: truncated). Does the prompt ask for \\boxed{} (problems.instruction)? Is "
         "sampling.max_tokens large enough? If the model can't solve these problems, take easier ones\n"
@@ -216,33 +231,48 @@ def test_run_without_a_correct_trace_says_why_and_leaves_whole_tables(tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_run_without_a_pair_says_why_and_leaves_whole_tables(undisturbed: SmallRun, tmp_path: Path) -> None:
+def test_run_without_a_pair_says_why_and_leaves_whole_tables(
+    one_ray: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     # The answer that the model gives first is made the right one: a single trace of each problem then leaves nothing to reject.
-    plan = undisturbed.plan
+    overrides = (*SMALL, "sampling.num_samples=1", 'rewriter={name="none"}', 'objective={name="dpo"}')
+    plan = SmallRun(tmp_path / "first", overrides).plan
+    traces = _sample_here(plan)
     questions = {problem.problem_id: problem.question for problem in plan.problem_sets["train"].problems}
     answered = [
-        {"id": trace.problem_id, "question": questions[trace.problem_id], "answer": trace.extracted_answer}
-        for trace in plan.verify.output.rows()
-        if trace.sample_index == 0 and trace.extracted_answer and trace.finish_reason == "stop"
+        {"id": trace.problem_id, "question": questions[trace.problem_id], "answer": answer}
+        for trace in traces
+        if trace.finish_reason == "stop" and (answer := last_boxed(trace.text))
     ]
     assert answered
     path = tmp_path / "answered.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in answered))
-    with_rejected = ('rewriter={name="none"}', 'objective={name="dpo"}')
-    overrides = (f"problems.train.path={path}", "sampling.num_samples=1", *with_rejected)
-    told = _refused_on_the_way(SmallRun(tmp_path / "run", (*SMALL, *overrides)))
-    assert told == (
+    run = SmallRun(tmp_path / "run", (*overrides, f"problems.train.path={path}"))
+    assert _sample_here(run.plan) == [trace for trace in traces if trace.problem_id in {row["id"] for row in answered}]
+    assert _refused_on_the_way(run, capfd) == (
         f"tokensqueeze: no preference pair is left: {len(answered)} problems dropped: no incorrect trace. Draw more traces "
         "(sampling.num_samples = 1), take harder problems, or choose an objective that needs no rejected trace "
         '(objective.name = "sft")\n'
     )
 
 
-def _refused_on_the_way(run: SmallRun) -> str:
-    done = run.finish()
-    assert done.returncode == 2
-    assert "Traceback" not in done.stdout + done.stderr
+def _sample_here(plan: RunPlan) -> list[Trace]:
+    """Do what the first stage's workers do, in this process: the run then finds the parts of its first table."""
+    write_problems(plan.problem_sets["train"])
+    worker = ShardActor(plan.sample)
+    for shard in range(plan.sample.num_shards):
+        told = worker({name: [value] for name, value in asdict(ShardReport(shard)).items()})
+        assert told["error"] == [""]
+    return [trace for shard in range(plan.sample.num_shards) for trace in plan.sample.output.read_part(shard)]
+
+
+def _refused_on_the_way(run: SmallRun, capfd: pytest.CaptureFixture[str]) -> str:
+    capfd.readouterr()  # What loading the model told.
+    with pytest.raises(SystemExit) as exit:
+        main(run.arguments)
+    told = capfd.readouterr()
+    assert exit.value.code == 2
+    assert "Traceback" not in told.out + told.err
     assert half_written(run.output / "tables") == []
     assert not (run.output / "model").exists()
-    return done.stderr
+    return told.err

@@ -16,6 +16,7 @@ from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # type: ignore[attr-defined]
 
+from tests.ray_local import processes
 from tests.ray_local.training_world import (
     Training,
     World,
@@ -39,16 +40,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
 
 @pytest.fixture(scope="module")
 def undisturbed(world: World, tmp_path_factory: pytest.TempPathFactory) -> Training:
-    """Ninety steps on two workers, three of them an epoch."""
-    training = Training(world, tmp_path_factory.mktemp("undisturbed"), settings=_settings())
-    training.run()
+    """Ninety steps of two workers that no Ray looks after, three of them an epoch."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    training = Training(world, folder / "training", settings=_settings())
+    assert processes.train({"undisturbed": training}, num_workers=2, folder=folder) == {"undisturbed": ""}
     return training
 
 

@@ -78,7 +78,7 @@ def make_world(folder: Path) -> World:
 
 @dataclass
 class Training:
-    """One call of `train_model` and what it left behind."""
+    """A training and what it left behind: one call of `train_model`, or without Ray what `processes.train` does."""
 
     world: World
     output_dir: Path
@@ -88,13 +88,8 @@ class Training:
     seen: list[TrainingProgress] = field(default_factory=list)
 
     def run(self) -> TrainingOutcome:
-        table = Table(self.output_dir / "pairs", ScoredPair)
-        rows = self.world.pairs if self.pairs is None else self.pairs
-        table.write_part(0, rows[:6], {})
-        table.write_part(1, rows[6:], {})
-        table.complete({"num_shards": 2})
         return train_model(
-            pairs=table,
+            pairs=self.table(),
             settings=self.settings,
             objective=self.objective,
             model_dir=self.world.base_dir,
@@ -104,9 +99,22 @@ class Training:
             progress=self.seen.append,
         )
 
+    def table(self) -> Table[ScoredPair]:
+        """Write the pairs, in two shards."""
+        table = Table(self.output_dir / "pairs", ScoredPair)
+        rows = self.world.pairs if self.pairs is None else self.pairs
+        table.write_part(0, rows[:6], {})
+        table.write_part(1, rows[6:], {})
+        table.complete({"num_shards": 2})
+        return table
+
+    @property
+    def log_path(self) -> Path:
+        return self.output_dir / "training_log.jsonl"
+
     @property
     def steps(self) -> list[StepRow]:
-        return step_rows(self.output_dir / "training_log.jsonl")
+        return step_rows(self.log_path)
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ from tokensqueeze.engines.checkpoint import demo_model_dir, load_tokenizer
 from tokensqueeze.errors import ProblemsError, SettingsError
 from tokensqueeze.methods import settings_from
 from tokensqueeze.metrics.evaluation import measure
-from tokensqueeze.pipeline.evaluate import BenchmarkSource, plan_evaluation
+from tokensqueeze.pipeline.evaluate import BenchmarkSource, earlier_figures, plan_evaluation
 from tokensqueeze.pipeline.import_traces import read_trace_file, read_traces
 from tokensqueeze.pipeline.plan import RunPlan, plan_run
 from tokensqueeze.pipeline.planned_tables import write_problems
@@ -22,6 +22,7 @@ from tokensqueeze.schema import FinishReason, ImportedTrace
 from tokensqueeze.stages.import_traces import ImportTraces
 from tokensqueeze.stages.model_source import ModelSource
 from tokensqueeze.stages.stage import Stage
+from tokensqueeze.tables import write_json
 from tokensqueeze.traces.imported import ImportedCompletion, imported_completion
 from tokensqueeze.traces.token_texts import TokenTexts
 
@@ -348,3 +349,16 @@ def test_traces_are_measured_as_they_are(tmp_path: Path) -> None:
     first = (lengths["mine-00001/0"] + lengths["mine-00001/1"] + lengths["mine-00001/2"]) / 3
     assert cell.length_all == pytest.approx((first + lengths["mine-00002/0"]) / 2)
     assert done.counts["responses: no finish_reason, taken as stop"] == 4
+
+
+def test_figures_on_other_benchmarks_of_the_same_model_stay(tmp_path: Path) -> None:
+    settings = check_evaluate_settings({"traces": {"path": str(write_rows(tmp_path, ROWS))}})
+    plan = plan_evaluation(settings, [], tmp_path / "out" / "tables")
+    kept: dict[str, Any] = {"tables": {"evaluation": "tables/evaluation_a/1"}}
+    gone: dict[str, Any] = {"tables": {"evaluation": "tables/evaluation_b/1"}}
+    before = {"model": plan.model_name, "model_path": plan.model_path, "benchmarks": {"a": kept, "b": gone}}
+    write_json(tmp_path / "out" / "tables" / "evaluation_a" / "1" / "manifest.json", {})
+    write_json(tmp_path / "out" / "evaluation.json", before)
+    assert earlier_figures(plan, tmp_path / "out") == {"a": kept}
+    write_json(tmp_path / "out" / "evaluation.json", before | {"model": "another"})
+    assert earlier_figures(plan, tmp_path / "out") == {}

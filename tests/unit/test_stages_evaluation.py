@@ -216,6 +216,12 @@ def test_a_completion_cut_off_while_it_thinks_is_all_thinking():
     assert (row.verdict, row.verdict_cause) == ("incorrect", "truncated")
 
 
+def test_an_answer_without_thinking_is_no_thinking():
+    with server(lambda body: completion({"content": "\\boxed{78}"}, usage(5))) as (url, _):
+        [row] = evaluate_at(url).rows
+    assert (row.verdict, row.thinking_tokens, row.answer_tokens) == ("correct", 0, 5)
+
+
 def test_what_a_content_filter_ended_is_unverifiable():
     with server(lambda body: completion({"content": "\\boxed{78}"}, usage(5), "content_filter")) as (url, _):
         [row] = evaluate_at(url).rows

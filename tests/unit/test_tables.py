@@ -1,6 +1,8 @@
 """Tables on disk: whole or absent, checked on the way in and out."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,7 +11,7 @@ import pytest
 
 from tokensqueeze.errors import StorageError, TableError
 from tokensqueeze.schema import Candidate, Problem, StepCandidates, Trace, arrow_schema
-from tokensqueeze.tables import Table, make_folder
+from tokensqueeze.tables import Table, held, make_folder
 
 STEP = StepCandidates("t", "p", 0, 2, 3, 5, "text", [Candidate("a", [1, 2], 3, 0), Candidate("b", [], 1, 7)], 9)
 
@@ -103,3 +105,16 @@ def test_a_folder_without_permission_is_one_clear_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(StorageError, match="Permission denied"):
         make_folder(tmp_path / "run")
+
+
+def test_a_folder_that_another_process_writes_is_refused_until_it_has_ended(tmp_path: Path) -> None:
+    code = (
+        f"from pathlib import Path; from tokensqueeze.tables import held\nwith held(Path({str(tmp_path)!r})): print(); input()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout and other.stdout.readline() == b"\n"
+        with pytest.raises(StorageError, match="another process is writing into it"), held(tmp_path):
+            pass
+        other.kill()
+    with held(tmp_path):
+        pass

@@ -79,6 +79,19 @@ def test_adds_verdicts_behind_the_columns_that_are_there(source: Path) -> None:
     assert [added(row) for row in rows] == [["correct", "3", None], ["incorrect", "4", None], ["no_answer", None, "no_boxed"]]
 
 
+def test_gsm8ks_own_column_has_its_answer_behind_the_marker(tmp_path: Path) -> None:
+    rows = [{"gold": "2 * 4 = <<2*4=8>>8\n#### 1,008", "response": "\\boxed{1008}"}, {"gold": "####", "response": "\\boxed{8}"}]
+    right, without_answer = judged(write_jsonl(tmp_path / "gsm8k.jsonl", rows))
+    assert added(right) == ["correct", "1008", None]
+    assert without_answer["verdict"] != "correct"
+
+
+def test_a_response_that_was_cut_off_is_incorrect_whatever_the_server_calls_it(tmp_path: Path) -> None:
+    cut = [{"gold": "3", "response": "\\boxed{3}", "why": why} for why in ("length", "max_tokens", "MAX_TOKENS", "stop", None)]
+    rows = judged(write_jsonl(tmp_path / "cut.jsonl", cut), finish_reason_column="why")
+    assert [row["verdict"] for row in rows] == ["incorrect"] * 3 + ["correct"] * 2
+
+
 def test_leaves_every_character_of_a_row_as_it_is(tmp_path: Path) -> None:
     line = '{"x":1.10, "big": 12345678901234567890,"e": 1E400, "u": "\\u00e9é", "gold": "3", "response": "\\\\boxed{3}" }'
     source = tmp_path / "mine.jsonl"

@@ -108,6 +108,8 @@ class _Errors:
                 ) from error
             case openai.APIConnectionError():
                 raise EngineError(f"{where}: no server answers there ({error.__cause__ or error})") from error
+            case openai.NotFoundError():
+                raise EngineError(f"{where}: 404: {error.message}; does the address end as the API's does, in /v1?") from error
             case openai.APIStatusError():
                 raise EngineError(f"{where}: {error.status_code}: {error.message}") from error
             case openai.APIError():

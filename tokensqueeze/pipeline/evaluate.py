@@ -46,7 +46,7 @@ from tokensqueeze.stages.force_budgets import ForceBudgets
 from tokensqueeze.stages.model_source import ModelSource
 from tokensqueeze.stages.run_stage import PooledStage, run_stages
 from tokensqueeze.stages.stage import Stage
-from tokensqueeze.tables import make_folder, write_json
+from tokensqueeze.tables import MANIFEST, held, make_folder, read_json, write_json
 from tokensqueeze.verifiers.verdict import VERDICT_RULES
 
 FIGURES_FILE = "evaluation.json"
@@ -124,7 +124,7 @@ def run_evaluation(
         [each.evaluate, each.force] if each.force else [each.evaluate] for each in plan.benchmarks
     ]
     listener = NumberedStages([stage.name for chain in chains for stage in chain], observer)
-    with ray_session(address, ResourcesSettings(**pool.model_dump())):
+    with held(output), ray_session(address, ResourcesSettings(**pool.model_dump())):
         for each, chain in zip(plan.benchmarks, chains, strict=True):
             write_problems(each.problems)
             if dropped := each.problems.dropped_too_long:
@@ -140,10 +140,20 @@ def run_evaluation(
         "model_path": plan.model_path,
         "settings": plan.settings.model_dump(),
         "versions": versions(),
-        "benchmarks": {each.name: _figures(each, output) for each in plan.benchmarks},
+        "benchmarks": earlier_figures(plan, output) | {each.name: _figures(each, output) for each in plan.benchmarks},
     }
     write_json(output / FIGURES_FILE, figures)
     return figures
+
+
+def earlier_figures(plan: EvaluationPlan, output: Path) -> dict[str, Any]:
+    """Return the figures on other benchmarks that an earlier call left of the same model, where their tables are there."""
+    file = output / FIGURES_FILE
+    before = read_json(file) if file.is_file() else {}
+    if (before.get("model"), before.get("model_path")) != (plan.model_name, plan.model_path):
+        return {}
+    benchmarks: dict[str, Any] = before.get("benchmarks", {})
+    return {name: own for name, own in benchmarks.items() if (output / own["tables"]["evaluation"] / MANIFEST).is_file()}
 
 
 @dataclass(frozen=True)
@@ -165,7 +175,9 @@ def _model_of(settings: EvaluateSettings) -> _Model:
         # A server does not tell which weights it has.
         identity = {"endpoint": settings.endpoint.url, "model": name, "think_end": think_end}
         if settings.endpoint.tokenizer:
-            identity["tokenizer"] = model_fingerprint(Path(settings.endpoint.tokenizer))
+            folder = Path(settings.endpoint.tokenizer)
+            identity["tokenizer"] = model_fingerprint(folder)
+            load_tokenizer(folder)
         return _Model(name, settings.endpoint.url, identity, None, key)
     folder = model_dir(settings.model.path)
     identity = {"model": model_fingerprint(folder), "dtype": settings.model.dtype, "think_end": think_end}

@@ -18,6 +18,8 @@ STDOUT = "-"
 _FIRST_LINE_SECONDS = 3
 _LINE_SECONDS = 10
 _CAUSES_SHOWN = 12
+_DEFAULT_FORMS = {"choice": ("boxed", "choice_phrase")}
+"""Where they are others than the settings' own: who is asked for a letter rarely boxes it."""
 
 
 def verify_from_shell(
@@ -48,7 +50,11 @@ def verify_from_shell(
         output=target,
         finish_reason_column=finish_reason_column,
         answer_kind=cast(AnswerKind, kind),
-        verifier=_settings(answer_forms=answer_forms, timeout_seconds=timeout_seconds, min_isolation=min_isolation),
+        verifier=_settings(
+            answer_forms=answer_forms or _DEFAULT_FORMS.get(kind),
+            timeout_seconds=timeout_seconds,
+            min_isolation=min_isolation,
+        ),
         think_end=think_end,
         processes=workers or len(os.sched_getaffinity(0)),
         overwrite_columns=overwrite_columns,
@@ -96,7 +102,7 @@ class _ProgressLines:
 def _settings(
     *, answer_forms: Sequence[str] | None, timeout_seconds: float | None, min_isolation: str | None
 ) -> VerifierSettings:
-    given: dict[str, Any] = {"answer_forms": answer_forms or None, "timeout_seconds": timeout_seconds}
+    given: dict[str, Any] = {"answer_forms": list(answer_forms) if answer_forms else None, "timeout_seconds": timeout_seconds}
     given["code"] = {"min_isolation": min_isolation} if min_isolation else None
     try:
         return VerifierSettings.model_validate({name: value for name, value in given.items() if value is not None})

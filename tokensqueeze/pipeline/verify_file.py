@@ -21,6 +21,7 @@ from tokensqueeze.errors import TableError
 from tokensqueeze.fingerprint import file_fingerprint, fingerprint
 from tokensqueeze.pipeline.added_columns import check_formats, file_kind, lines_with, write_copy
 from tokensqueeze.pipeline.import_traces import FINISH_REASONS
+from tokensqueeze.problems import gsm8k
 from tokensqueeze.problems.row_values import as_text
 from tokensqueeze.problems.table_file import FileRow, open_rows
 from tokensqueeze.schema import AnswerKind
@@ -139,7 +140,7 @@ class _Tally:
 
 def default_output(source: Path) -> Path:
     """data.jsonl → data.verified.jsonl, beside it."""
-    return source.with_name(f"{source.stem}.verified{source.suffix}")
+    return source.parent / f"{source.stem}.verified{source.suffix}"
 
 
 def _check_paths(request: VerifyRequest) -> None:
@@ -182,6 +183,9 @@ def _check_rows(request: VerifyRequest) -> int:
 def _answered(row: FileRow, request: VerifyRequest) -> Answered | Judgement:
     """Return what the verifier is asked, or the judgement where there is nothing to ask."""
     gold = _text(row, request.gold_column, structured=request.answer_kind != "math")
+    if request.answer_kind == "math":
+        # GSM8K's own column: the worked solution, and the answer behind the marker.
+        gold = gsm8k.final_answer(gold) or gold if gold else gold
     response = _text(row, request.response_column)
     if gold is None or not gold.strip():
         return Judgement("unverifiable", None, "no_gold_answer")

@@ -11,7 +11,8 @@ from tokensqueeze.reporting.wording import number, percent
 HEADERS = ("", "accuracy %", "pass@k %", "Len-T", "Len-A", "thinking", "answer", "cut off %", "unverifiable %", "AUC %")
 LEGEND = (
     "Below a figure: its 95 % interval, bootstrapped over problems. Lengths are tokens of the model's own tokenizer; Len-T: "
-    "mean of the correct answers, Len-A: of all; cut off: hit the token limit; AUC: area under accuracy against token budget."
+    "mean of the correct answers, Len-A: of all; cut off: hit the token limit; AUC: area under accuracy against token budget. "
+    "Under a thinking budget, the text that closes the thinking counts as thinking, and all that follows as answer."
 )
 
 

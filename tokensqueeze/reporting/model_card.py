@@ -104,9 +104,12 @@ vllm serve .
 
 def _parts(settings: Settings) -> str:
     sampling, training = settings.sampling, settings.training
+    sampled = (
+        f"{sampling.num_samples} traces per problem, temperature {sampling.temperature:g}, top_p {sampling.top_p:g}, "
+        f"{sampling.max_tokens:,} tokens at most"
+    )
     lines = [
-        f"- sampling: {sampling.num_samples} traces per problem, temperature {sampling.temperature:g}, "
-        f"top_p {sampling.top_p:g}, {sampling.max_tokens:,} tokens at most",
+        f"- sampling: {'none, the traces were made elsewhere' if sampling.traces else sampled}",
         *(
             f"- {kind}: `{part.name}`{_values(part)}"
             for kind, part in (

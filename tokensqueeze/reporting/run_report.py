@@ -234,6 +234,13 @@ def _chance(interval: str, p: float | None) -> str:
     return f"95 % interval {interval}, {told}" if interval else told
 
 
+def _traces_count(data: ReportData) -> _Count:
+    sampling = data.settings.sampling
+    if sampling.traces:
+        return _Count("traces imported", len(data.verified_traces), (Path(sampling.traces.path).name,))
+    return _Count("traces sampled", len(data.verified_traces), (f"{sampling.num_samples} per problem",))
+
+
 def _sources(data: ReportData) -> _Sources:
     traces = data.verified_traces
     verdicts = Counter(trace.verdict for trace in traces)
@@ -242,7 +249,7 @@ def _sources(data: ReportData) -> _Sources:
     selected_from = len({trace.problem_id for trace in data.selected_traces})
     counts = [
         _Count("problems", num_problems),
-        _Count("traces sampled", len(traces), (f"{data.settings.sampling.num_samples} per problem",)),
+        _traces_count(data),
         _Count("of them correct", correct, (wording.percent(correct / len(traces)),) if traces else ()),
     ]
     if data.selected_traces:

@@ -91,10 +91,11 @@ class EvaluateEndpoint:
         return f"{completion.reasoning}{'' if thinking_is_open else self._think_end}{completion.content}"
 
     def _thinking_tokens(self, completion: EndpointCompletion, num_tokens: int) -> int:
-        """Return how many of the tokens are thinking, by the same rule as a directory's: without an end, all of them."""
+        """Return how many of the tokens are thinking. Without an end of it, a completion that was cut off is all thinking, and
+        one that ended by itself is an answer alone: the server, not the prompt, opens the thinking."""
         text = self._text(completion)
         if self._think_end not in text:
-            return num_tokens
+            return num_tokens if completion.finish_reason == "length" or completion.reasoning is not None else 0
         # Servers that don't count it say 0.
         if completion.reasoning_tokens and completion.reasoning is not None:
             return min(completion.reasoning_tokens, num_tokens)

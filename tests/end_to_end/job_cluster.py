@@ -1,6 +1,5 @@
-"""A run as a job on a cluster that is there already, as `ray start` makes it and `ray job submit` reaches it."""
+"""A Ray cluster that is there already, as `ray start` makes it, and a checkout of which jobs are submitted to it."""
 
-import json
 import os
 import secrets
 import shutil
@@ -11,16 +10,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import pytest
 
 import ray_jobs
 import tokensqueeze
 from tests.end_to_end.small_run import (
     SECONDS,
-    SMALL,
     clean_environment,
     descendants,
     kill_with_descendants,
@@ -28,8 +25,6 @@ from tests.end_to_end.small_run import (
     temporary_folder,
 )
 from tokensqueeze.demo import settings_file
-
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 RAY = Path(sys.executable).with_name("ray")
 
@@ -51,8 +46,8 @@ class Cluster:
         )
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+@contextmanager
+def cluster(*, num_cpus: int) -> Iterator[Cluster]:
     """A Ray head of its own, on ports and with a token of its own; exactly its processes are ended."""
     with temporary_folder() as folder:
         token = folder / "token"
@@ -77,7 +72,7 @@ def cluster() -> Iterator[Cluster]:
             "dashboard-host": "127.0.0.1",
             "node-ip-address": "127.0.0.1",
             "temp-dir": folder / "ray",
-            "num-cpus": 2,
+            "num-cpus": num_cpus,
         }
         head = subprocess.Popen(
             [str(RAY), "start", "--head", "--block", *[f"--{name}={value}" for name, value in options.items()]],
@@ -97,36 +92,13 @@ def cluster() -> Iterator[Cluster]:
             assert still_alive(family, seconds=30) == []
 
 
-@pytest.fixture(scope="module")
-def working_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a user submits: a checkout's code, and settings."""
-    folder = tmp_path_factory.mktemp("checkout")
+def make_checkout(folder: Path) -> Path:
+    """Make what a user submits: a checkout's code, and settings."""
     for package in (tokensqueeze, ray_jobs):
         source = Path(str(package.__file__)).parent
         shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(settings_file(), folder / "small.toml")
     return folder
-
-
-def test_a_job_makes_a_whole_run_and_leaves_it_outside_of_its_working_dir(cluster: Cluster, working_dir: Path) -> None:
-    done = cluster.submit(working_dir, "small.toml", *[part for override in SMALL for part in ("--set", override)])
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "[10/10] evaluation_squeezed: starting" in done.stdout
-    output = Path(cluster.environment["HOME"]) / "tokensqueeze" / "runs" / "small"
-    assert {path.name for path in output.iterdir()} >= {"report.html", "evaluation.json", "run.json", "model", "tables"}
-    assert (output / "model" / "model.safetensors").stat().st_size > 10**6
-    assert json.loads((output / "run.json").read_text())["settings"]["sampling"]["num_samples"] == 6
-
-
-def test_a_job_with_a_mistake_fails_with_its_line_in_the_log(cluster: Cluster, working_dir: Path, tmp_path: Path) -> None:
-    output = tmp_path / "run"
-    done = cluster.submit(working_dir, "small.toml", "--output", str(output), "--set", "sampling.temprature=1")
-    assert done.returncode != 0
-    log = done.stdout + done.stderr
-    assert "tokensqueeze: the settings have 1 mistake:\n" in log
-    assert "sampling.temprature: unknown setting; did you mean temperature?" in log
-    assert "Traceback" not in log
-    assert not output.exists()
 
 
 def _free_ports(count: int) -> list[int]:
