@@ -196,7 +196,7 @@ def test_prompt_longer_than_the_context(refusal: Refusal) -> None:
 def test_output_with_a_file_in_the_way(refusal: Refusal) -> None:
     refusal.output.write_text("mine")
     (line,) = refusal.of().lines
-    assert line == f"{refusal.output}: File exists; free some space or choose another --output"
+    assert line == f"{refusal.output}: File exists; choose another --output"
     assert refusal.output.read_text() == "mine"
 
 
