@@ -207,7 +207,7 @@ def test_output_in_a_folder_that_is_read_only(refusal: Refusal) -> None:
         (line,) = refusal.of().lines
     finally:
         refusal.folder.chmod(0o700)
-    assert line == f"{refusal.output}: Permission denied; free some space or choose another --output"
+    assert line == f"{refusal.output}: Permission denied; choose another --output"
 
 
 def test_unknown_stage(refusal: Refusal) -> None:
