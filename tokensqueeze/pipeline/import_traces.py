@@ -14,13 +14,13 @@ from typing import Any
 from tokensqueeze.config import TraceSource
 from tokensqueeze.errors import ProblemsError
 from tokensqueeze.pipeline.planned_tables import ProblemSet, table_name
+from tokensqueeze.problems.question_answer import QUESTION_COLUMNS
 from tokensqueeze.problems.raw_problem import RawProblem
 from tokensqueeze.problems.row_values import as_text, text
 from tokensqueeze.problems.table_file import FileRow, open_rows
 from tokensqueeze.schema import FinishReason, ImportedTrace
 from tokensqueeze.tables import Table
 
-QUESTION_COLUMNS = ("question", "problem", "prompt")
 RESPONSE_COLUMNS = ("response", "completion", "output", "generation")
 GOLD_COLUMNS = ("gold_answer", "expected_answer", "answer", "gold")
 FINISH_REASONS: dict[str, FinishReason] = {
