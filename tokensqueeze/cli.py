@@ -314,7 +314,9 @@ def _named_if_missing() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise MissingPackageError(f"{error.name} is not installed: pip install 'tokensqueeze[run]'") from error
+        # Ray Train raises its own, which names no module.
+        what = f"{error.name} is not installed" if error.name else str(error).rstrip(".")
+        raise MissingPackageError(f"{what}: pip install 'tokensqueeze[run]'") from error
 
 
 @contextmanager
