@@ -356,9 +356,9 @@ def test_figures_on_other_benchmarks_of_the_same_model_stay(tmp_path: Path) -> N
     plan = plan_evaluation(settings, [], tmp_path / "out" / "tables")
     kept: dict[str, Any] = {"tables": {"evaluation": "tables/evaluation_a/1"}}
     gone: dict[str, Any] = {"tables": {"evaluation": "tables/evaluation_b/1"}}
-    before = {"model": plan.model_name, "model_path": plan.model_path, "benchmarks": {"a": kept, "b": gone}}
+    before = {"model_fingerprint": plan.model_fingerprint, "benchmarks": {"a": kept, "b": gone}}
     write_json(tmp_path / "out" / "tables" / "evaluation_a" / "1" / "manifest.json", {})
     write_json(tmp_path / "out" / "evaluation.json", before)
     assert earlier_figures(plan, tmp_path / "out") == {"a": kept}
-    write_json(tmp_path / "out" / "evaluation.json", before | {"model": "another"})
+    write_json(tmp_path / "out" / "evaluation.json", before | {"model_fingerprint": "other weights in the same folder"})
     assert earlier_figures(plan, tmp_path / "out") == {}

@@ -24,7 +24,7 @@ from tokensqueeze.demo import settings_file as demo_settings_file
 from tokensqueeze.engines.checkpoint import context_length, load_tokenizer, model_dir
 from tokensqueeze.engines.endpoint import api_key, served_model
 from tokensqueeze.errors import ProblemsError, SettingsError, TokenSqueezeError
-from tokensqueeze.fingerprint import model_fingerprint
+from tokensqueeze.fingerprint import fingerprint, model_fingerprint
 from tokensqueeze.methods import load_settings
 from tokensqueeze.metrics.evaluation import measure
 from tokensqueeze.pipeline.import_traces import ImportedTable, imported_table, read_trace_file
@@ -80,6 +80,8 @@ class EvaluationPlan:
     model_name: str
     model_path: str
     """The directory, or the server's address."""
+    model_fingerprint: str
+    """Of the weights and all else that is the model's; of a server only of its address and name."""
     benchmarks: list[PlannedBenchmark]
 
 
@@ -110,7 +112,7 @@ def plan_evaluation(
         mistakes.append("nothing to evaluate on: name a --benchmark, or a file of --traces")
     if mistakes:
         raise SettingsError(mistakes_text(mistakes))
-    return EvaluationPlan(settings, model.name, model.path, planned)
+    return EvaluationPlan(settings, model.name, model.path, fingerprint(model.identity), planned)
 
 
 def run_evaluation(
@@ -134,15 +136,16 @@ def run_evaluation(
             # One after the other: both hold the model.
             for stage in chain:
                 run_stages([PooledStage(stage, pool)], listener)
-    figures = {
-        "kind": "evaluation",
-        "model": plan.model_name,
-        "model_path": plan.model_path,
-        "settings": plan.settings.model_dump(),
-        "versions": versions(),
-        "benchmarks": earlier_figures(plan, output) | {each.name: _figures(each, output) for each in plan.benchmarks},
-    }
-    write_json(output / FIGURES_FILE, figures)
+        figures = {
+            "kind": "evaluation",
+            "model": plan.model_name,
+            "model_path": plan.model_path,
+            "model_fingerprint": plan.model_fingerprint,
+            "settings": plan.settings.model_dump(),
+            "versions": versions(),
+            "benchmarks": earlier_figures(plan, output) | {each.name: _figures(each, output) for each in plan.benchmarks},
+        }
+        write_json(output / FIGURES_FILE, figures)
     return figures
 
 
@@ -150,7 +153,7 @@ def earlier_figures(plan: EvaluationPlan, output: Path) -> dict[str, Any]:
     """Return the figures on other benchmarks that an earlier call left of the same model, where their tables are there."""
     file = output / FIGURES_FILE
     before = read_json(file) if file.is_file() else {}
-    if (before.get("model"), before.get("model_path")) != (plan.model_name, plan.model_path):
+    if before.get("model_fingerprint") != plan.model_fingerprint:
         return {}
     benchmarks: dict[str, Any] = before.get("benchmarks", {})
     return {name: own for name, own in benchmarks.items() if (output / own["tables"]["evaluation"] / MANIFEST).is_file()}
