@@ -12,10 +12,11 @@ from urllib.parse import urlsplit
 import typer
 from rich.console import Console
 
-from tokensqueeze.config import EvaluateSettings, check_evaluate_settings, override_settings
+from tokensqueeze.config import EvaluateSettings, check_evaluate_settings
 from tokensqueeze.errors import MissingPackageError, SettingsError, TokenSqueezeError
 from tokensqueeze.methods import METHODS, load_settings
 from tokensqueeze.ray_token import private_ray_token
+from tokensqueeze.settings_file import override_settings
 from tokensqueeze.tables import make_folder, write_json
 
 _INTERRUPTED = 130

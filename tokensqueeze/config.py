@@ -1,42 +1,22 @@
-"""A run's settings: one TOML file, checked whole before anything starts, every mistake listed at once with its key.
+"""The settings of a run and of an evaluation: every one with its default, and what clashes between them.
 
 Defaults are the paper's (TokenSqueeze, arXiv 2511.13223), and where the paper is silent the value named in the README. A
 `method` bundles a selector, a rewriter and an objective (`tokensqueeze.methods`); a section of its own overrides its part.
 """
 
-import difflib
-import re
-import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import date
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, field_validator
+from pydantic import Field, PlainSerializer, field_validator
 
 from tokensqueeze.errors import SettingsError
 from tokensqueeze.schema import AnswerKind
-
-_CHOICES = ("selector", "rewriter", "objective")
-"""The sections of which `name` picks one of several kinds."""
+from tokensqueeze.settings_file import Section, check_section, mistakes_text
 
 StageName = Literal["sample", "verify", "select", "propose", "accept", "pair", "score", "evaluate"]
 """The stages that run on a pool of actors, by the names that `--until` takes."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        # JSON, which fingerprints are made of, has no infinity.
-        extra="forbid",
-        frozen=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-    )
-
-
-AnySettings = TypeVar("AnySettings", bound=Section)
 
 
 class ModelSettings(Section):
@@ -407,7 +387,7 @@ class DecodingSettings(Section):
 class ForcingSettings(Section):
     """Budget forcing: thinking is closed at a budget, and the answer asked for (Muennighoff et al. 2025, arXiv 2501.19393)."""
 
-    thinking_budgets: list[Annotated[int, Field(ge=0)]] = []
+    thinking_budgets: list[Annotated[int, Field(ge=0)]] = Field(default=[])
     """In tokens; each is one point of the curve of accuracy against thinking."""
     close_text: str = "\n{think_end}\n\n"
     """What is put behind the budget's last token; `{think_end}` stands for model.think_end, and has to be in it."""
@@ -555,39 +535,9 @@ class EvaluateSettings(Section):
     resources: PoolSettings = PoolSettings()
 
 
-def read_settings_file(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a TOML file and lay `key.path=value` overrides over it; values are TOML, or else plain text.
-
-    Raises `SettingsError` for a missing or malformed file or override.
-    """
-    try:
-        values = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise SettingsError(f"{path}: {error.strerror}; name an existing TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: not valid TOML: {error}") from error
-    override_settings(values, overrides)
-    return values
-
-
-def override_settings(values: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Lay `key.path=value` overrides over settings, in place. Raises `SettingsError` for a malformed one."""
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not all(key.split(".")):
-            raise SettingsError(f"--set {override}: write it as section.key=value")
-        *sections, last = key.split(".")
-        target = values
-        for section in sections:
-            target = target.setdefault(section, {})
-            if not isinstance(target, dict):
-                raise SettingsError(f"--set {override}: {section!r} is a value, not a section")
-        target[last] = _toml_value(text)
-
-
 def check_settings(values: dict[str, Any]) -> Settings:
     """Check all settings of a run. Raises `SettingsError` that lists every mistake with its key."""
-    settings = _validated(Settings, values)
+    settings = check_section(Settings, values)
     # Several stages may share one.
     clashes = list(dict.fromkeys(_clashes(settings)))
     if clashes:
@@ -597,24 +547,11 @@ def check_settings(values: dict[str, Any]) -> Settings:
 
 def check_evaluate_settings(values: dict[str, Any]) -> EvaluateSettings:
     """Check all settings of an evaluation. Raises `SettingsError` that lists every mistake with its key."""
-    settings = _validated(EvaluateSettings, values)
+    settings = check_section(EvaluateSettings, values)
     clashes = list(_evaluate_clashes(settings))
     if clashes:
         raise SettingsError(mistakes_text(clashes))
     return settings
-
-
-def _validated(kind: type[AnySettings], values: dict[str, Any]) -> AnySettings:
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        raise SettingsError(mistakes_text(_mistake(kind, detail) for detail in error.errors())) from None
-
-
-def mistakes_text(mistakes: Iterable[str]) -> str:
-    listed = list(mistakes)
-    count = "1 mistake" if len(listed) == 1 else f"{len(listed)} mistakes"
-    return f"the settings have {count}:" + "".join(f"\n  {mistake}" for mistake in listed)
 
 
 def _clashes(settings: Settings) -> Iterable[str]:
@@ -683,49 +620,3 @@ def _evaluate_clashes(settings: EvaluateSettings) -> Iterable[str]:
 def _pool_key(resources: ResourcesSettings, stage: StageName, name: str) -> str:
     """Return the key that a stage's setting comes from: its own table's, or that of all stages."""
     return f"resources.{name}" if getattr(getattr(resources, stage), name) is None else f"resources.{stage}.{name}"
-
-
-def _mistake(kind: type[Section], detail: Any) -> str:
-    """Put one of pydantic's errors as `key: what is wrong; the way out`."""
-    location, given = detail["loc"], detail["input"]
-    # Behind a choice, pydantic puts the name that was chosen; a user's key has none.
-    key = ".".join(map(str, (*location[:1], *location[2:]) if location[0] in _CHOICES else location))
-    match detail["type"]:
-        case "extra_forbidden":
-            known = _known_keys(kind, location[:-1])
-            close = difflib.get_close_matches(str(location[-1]), known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
-            return f"{key}: unknown setting; {hint}"
-        case "missing":
-            return f"{key}: missing; this setting has no default"
-        case "union_tag_invalid":
-            return f"{key}.name: {detail['ctx']['tag']!r} is not one of {detail['ctx']['expected_tags']}"
-        case "union_tag_not_found":
-            return f"{key}.name: missing; it picks the kind"
-        case _:
-            message = detail["msg"][0].lower() + detail["msg"][1:]
-            # A key in an address is not for a log.
-            return f"{key}: {message}; it is {re.sub(r'//[^/@ ]*@|[?].*', '…', repr(given))}"
-
-
-def _known_keys(kind: type[Section], location: Sequence[Any]) -> list[str]:
-    sections: list[Any] = [kind]
-    for index, part in enumerate(location):
-        if index == 1 and location[0] in _CHOICES:
-            sections = [section for section in sections if section.model_fields["name"].default == part]
-        else:
-            sections = _sections_of(sections[0].model_fields[part].annotation)
-    return sorted(sections[0].model_fields)
-
-
-def _sections_of(annotation: Any) -> list[Any]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [section for argument in get_args(annotation) for section in _sections_of(argument)]
-
-
-def _toml_value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text

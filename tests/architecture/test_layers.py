@@ -29,6 +29,7 @@ LAYERS: list[set[str]] = [
     {"tables"},
     {"config", "code_problem"},
     {"schema"},
+    {"settings_file"},
     {"errors", "ray_token"},
 ]
 

@@ -16,9 +16,9 @@ from tokensqueeze.config import (
     Reliable,
     Settings,
     check_settings,
-    read_settings_file,
 )
 from tokensqueeze.errors import SettingsError
+from tokensqueeze.settings_file import read_settings_file
 
 WHOLE: dict[str, Any] = {
     "problems": {"train": {"path": "demo:train"}},

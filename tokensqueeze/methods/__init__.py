@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tokensqueeze.config import Settings, check_settings, read_settings_file
+from tokensqueeze.config import Settings, check_settings
 from tokensqueeze.errors import SettingsError
 from tokensqueeze.methods import shortest_sft, tokensqueeze, tokensqueeze_reliable
 from tokensqueeze.methods.method import Method
+from tokensqueeze.settings_file import read_settings_file
 
 METHODS: dict[str, Method] = {
     method.name: method for method in (tokensqueeze.METHOD, tokensqueeze_reliable.METHOD, shortest_sft.METHOD)

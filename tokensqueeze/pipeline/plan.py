@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from tokensqueeze.config import SFT, NoRewrite, ProblemSource, Reliable, Settings, TraceSource, mistakes_text
+from tokensqueeze.config import SFT, NoRewrite, ProblemSource, Reliable, Settings, TraceSource
 from tokensqueeze.engines.checkpoint import context_length, load_tokenizer, model_dir
 from tokensqueeze.errors import SettingsError, TokenSqueezeError
 from tokensqueeze.fingerprint import model_fingerprint
@@ -29,6 +29,7 @@ from tokensqueeze.schema import (
     Trace,
     VerifiedTrace,
 )
+from tokensqueeze.settings_file import mistakes_text
 from tokensqueeze.stages.accept_steps import AcceptSteps
 from tokensqueeze.stages.build_pairs import BuildPairs
 from tokensqueeze.stages.evaluate_model import EvaluateModel

@@ -5,10 +5,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from tokensqueeze.config import Section, Settings, TrainingSettings
+from tokensqueeze.config import Settings, TrainingSettings
 from tokensqueeze.reporting.headline import headline
 from tokensqueeze.reporting.summary import evaluation_markdown
 from tokensqueeze.reporting.wording import counted, plain
+from tokensqueeze.settings_file import Section
 
 DEMO_CAVEAT = (
     "This is the demo model: a tiny model that was trained to be verbose, so that there is something to squeeze. "

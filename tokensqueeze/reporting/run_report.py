@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokensqueeze.config import Section, Settings
+from tokensqueeze.config import Settings
 from tokensqueeze.reporting import wording
 from tokensqueeze.reporting.comparisons import (
     AnswerExample,
@@ -26,6 +26,7 @@ from tokensqueeze.reporting.report_data import ReportData, StageRecord
 from tokensqueeze.reporting.run_charts import evaluation_charts, refinement_charts, time_chart, training_charts
 from tokensqueeze.reporting.summary import HEADERS, LEGEND, evaluation_rows
 from tokensqueeze.schema import RefinedTrace
+from tokensqueeze.settings_file import Section
 from tokensqueeze.tables import write_text
 
 __all__ = ["ReportData", "StageRecord", "report_html", "write_report"]
