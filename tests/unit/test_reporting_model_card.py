@@ -74,6 +74,17 @@ def test_front_matter_says_what_the_hub_asks_for() -> None:
     assert {"tokensqueeze", "dpo"} <= set(matter["tags"])
 
 
+def test_a_server_can_read_what_the_squeezing_saved() -> None:
+    assert front_matter(card())["tokensqueeze"] == {
+        "decoding": "greedy",
+        "base_length": 4190.0,
+        "base_accuracy": 0.928,
+        "squeezed_length": 2045.0,
+        "squeezed_accuracy": 0.924,
+    }
+    assert "tokensqueeze" not in front_matter(card(evaluation=None))
+
+
 def test_a_path_on_somebodys_disk_does_not_enter_the_front_matter() -> None:
     for path in ("/home/ann/models/own", "demo", "C:\\models\\own", "a: b/c", "../models"):
         assert "base_model" not in front_matter(card(path))
@@ -110,7 +121,7 @@ def test_says_so_where_there_was_no_evaluation() -> None:
 def test_the_loading_code_parses_and_the_serving_command_is_there() -> None:
     blocks = dict(re.findall(r"```(\w+)\n(.*?)```", card(), flags=re.DOTALL))
     ast.parse(blocks["python"])
-    assert blocks["shell"].strip() == "vllm serve ."
+    assert blocks["shell"].startswith("tokensqueeze serve . ") and blocks["shell"].strip().endswith("vllm serve .")
 
 
 def test_the_demo_says_that_it_predicts_nothing() -> None:

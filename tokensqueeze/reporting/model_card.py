@@ -35,7 +35,7 @@ def model_card(
     `counts` are figures to list under "Data", such as problems, traces and pairs, by name.
     """
     sections = [
-        _front_matter(base_model, settings),
+        _front_matter(base_model, settings, evaluation),
         f"# {_one_line(model_name)}",
         f"{_article(base_model)}, fine-tuned with [TokenSqueeze](https://arxiv.org/abs/2511.13223) to reason in fewer "
         f"tokens, on its own traces. Method `{method_name}`: {method_summary}",
@@ -58,14 +58,29 @@ def model_card(
     return "\n\n".join(sections) + "\n"
 
 
-def _front_matter(base_model: str, settings: Settings) -> str:
+def _front_matter(base_model: str, settings: Settings, evaluation: Mapping[str, Any] | None) -> str:
     # JSON strings are YAML strings, whatever they contain.
     lines = ["library_name: transformers", "pipeline_tag: text-generation"]
     if _HUB_NAME.fullmatch(base_model):
         lines += [f"base_model: {json.dumps(base_model)}", "base_model_relation: finetune"]
     objective = settings.objective.name if settings.objective.name in ("sft", "simpo") else "dpo"
     tags = ["tokensqueeze", "reasoning", "efficient-reasoning", objective]
+    measured = _measured(evaluation) if evaluation else {}
+    if measured:
+        # `tokensqueeze serve` counts what it saves by these.
+        lines += ["tokensqueeze:", *(f"  {name}: {json.dumps(value)}" for name, value in measured.items())]
     return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in tags), "---"])
+
+
+def _measured(evaluation: Mapping[str, Any]) -> dict[str, float | str]:
+    """Return mean tokens of all answers, and the accuracies, of both models; of the decoding that the headline goes by."""
+    decoding = headline(evaluation).decoding
+    measured: dict[str, float | str] = {"decoding": decoding}
+    for model in ("base", "squeezed"):
+        figures = evaluation[model][decoding]
+        measured[f"{model}_length"] = round(figures["length_all"], 2)
+        measured[f"{model}_accuracy"] = round(figures["accuracy"], 4)
+    return measured
 
 
 def _article(base_model: str) -> str:
@@ -99,7 +114,7 @@ print(tokenizer.decode(output[0, tokens.input_ids.shape[1]:], skip_special_token
 Served with an OpenAI-compatible API, from this folder:
 
 ```shell
-vllm serve .
+tokensqueeze serve .    # with thinking budgets; or: vllm serve .
 ```"""
 
 
