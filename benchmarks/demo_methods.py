@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from tokensqueeze.cli import ray_words_to
 from tokensqueeze.config import Settings
 from tokensqueeze.demo import settings_file, world
 from tokensqueeze.methods import settings_from
 from tokensqueeze.ray_token import private_ray_token
+from tokensqueeze.ray_words import ray_words_to
 from tokensqueeze.schema import Decoding, EvaluationTrace
 from tokensqueeze.settings_file import read_settings_file
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from tokensqueeze.cli import ray_words_to
 from tokensqueeze.demo import settings_file
 from tokensqueeze.methods import load_settings
 from tokensqueeze.ray_token import private_ray_token
+from tokensqueeze.ray_words import ray_words_to
 
 
 def main() -> None:

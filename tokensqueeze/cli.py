@@ -1,6 +1,6 @@
-"""The command line: squeeze a model (`run`, `demo`), measure (`evaluate`, `compare`, `verify`), and what helps to do it."""
+"""The command line: squeeze a model (`run`, `demo`), measure (`evaluate`, `compare`, `verify`), host it (`serve`)."""
 
-import os
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ from tokensqueeze.config import EvaluateSettings, check_evaluate_settings
 from tokensqueeze.errors import MissingPackageError, SettingsError, TokenSqueezeError
 from tokensqueeze.methods import METHODS, load_settings
 from tokensqueeze.ray_token import private_ray_token
+from tokensqueeze.ray_words import ray_words_to
 from tokensqueeze.settings_file import override_settings
 from tokensqueeze.tables import make_folder, write_json
 
@@ -285,6 +286,69 @@ def compare(
         console.print(f"{written.name:16} {written}", markup=False, highlight=False, soft_wrap=True)
 
 
+@app.command()
+def serve(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="A model directory, or demo; not needed with --settings.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Host this one too, to be compared with on the page at /.")
+    ] = None,
+    settings_file: Annotated[
+        Path | None, typer.Option("--settings", metavar="FILE.toml", help="Models, keys, limits and all else.")
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="What clients ask for.", show_default="the directory's name, or its parent's if it is model"),
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen at; others than this machine's own need keys.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="0 picks a free one.", show_default="8000")] = None,
+    replicas: Annotated[int | None, typer.Option(min=1, help="Engines behind each model.", show_default="1")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each engine.", show_default="1")] = None,
+    engine: Annotated[str | None, typer.Option(help="transformers or vllm.", show_default="transformers")] = None,
+    access_log: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="One line of JSON per request.", show_default="standard error")
+    ] = None,
+    require_key: Annotated[bool | None, typer.Option("--key/--no-key", help="Whether clients must show a key.")] = None,
+    overrides: _Set = None,
+) -> None:
+    """Host MODEL behind an OpenAI-compatible endpoint on this machine, with thinking budgets; Ctrl-C stops it, drained."""
+    with _named_if_missing():
+        from tokensqueeze.serving.console import ServerConsole
+        from tokensqueeze.serving.settings import serve_settings
+    settings = serve_settings(
+        settings_file,
+        model=model,
+        base=base,
+        name=name,
+        each={"replicas": {"min": replicas}, "engine": {"threads": threads, "kind": engine}},
+        all_models={
+            "host": host,
+            "port": port,
+            "access_log": str(access_log) if access_log else None,
+            "require_key": require_key,
+        },
+        overrides=overrides or [],
+    )
+    with private_ray_token():
+        with _named_if_missing():
+            from tokensqueeze.serving.launch import serve_models
+        console = ServerConsole()
+        serve_models(
+            settings, announce=lambda listening: console.announce(listening, own_keys=bool(settings.keys)), say=console.say
+        )
+
+
+@app.command()
+def serve_key(name: Annotated[str, typer.Argument(help="Whom the key is for; it stands in the access log.")]) -> None:
+    """Make a key for a server: the key for its client, and the lines for the server's settings, which keep its hash alone."""
+    from tokensqueeze.serving.auth import key_digest, new_key
+
+    key = new_key()
+    typer.echo(f"# Give this to {name}; it is kept nowhere:\n# {key}\n[[keys]]")
+    typer.echo(f'name = {json.dumps(name)}\nsha256 = "{key_digest(key)}"')
+
+
 def _run(settings_file: Path, output: Path, overrides: list[str], until: str, address: str | None, store: Path | None) -> None:
     settings = load_settings(settings_file, overrides)
     with nullcontext() if address else private_ray_token():
@@ -318,21 +382,6 @@ def _named_if_missing() -> Iterator[None]:
         # Ray Train raises its own, which names no module.
         what = f"{error.name} is not installed" if error.name else str(error).rstrip(".")
         raise MissingPackageError(f"{what}: pip install 'tokensqueeze[run]'") from error
-
-
-@contextmanager
-def ray_words_to(log: Path) -> Iterator[None]:
-    """Send what Ray's own processes write to standard error to a file, so that a terminal shows the run."""
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    with log.open("ab") as file:
-        os.dup2(file.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(terminal, 2)
-            os.close(terminal)
 
 
 def main(arguments: list[str] | None = None) -> None:

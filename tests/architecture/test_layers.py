@@ -30,7 +30,7 @@ LAYERS: list[set[str]] = [
     {"config", "code_problem"},
     {"schema"},
     {"settings_file"},
-    {"errors", "ray_token"},
+    {"errors", "ray_token", "ray_words"},
 ]
 
 # The folders and files that may load each heavy library; annotations may name it anywhere.

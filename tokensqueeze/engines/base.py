@@ -26,6 +26,28 @@ class Generation:
     finish_reason: FinishReason
 
 
+@dataclass(frozen=True)
+class ThinkingLimit:
+    """Where thinking is closed: as `traces.thinking_budget.cut_at_budget` cuts, but while the model is thinking."""
+
+    budget: int
+    """Tokens of thinking that stay; the tag that ends thinking does not count."""
+    think_end: str
+    """Text of that tag; once it has been generated, the limit is met."""
+    close_token_ids: tuple[int, ...]
+    """What is put behind the budget's last token; behind it the model goes on by itself."""
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Natural logarithms of probabilities at temperature 1, over the whole vocabulary."""
+
+    logprob: float
+    """The token's own."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The most probable tokens with theirs, most probable first."""
+
+
 def distinct_prompts(requests: Sequence[GenerationRequest]) -> dict[int, Sequence[int]]:
     """Return each prompt once, by its `id`: what draws behind one prompt share is converted once, and never copied."""
     return {id(request.prompt_token_ids): request.prompt_token_ids for request in requests}

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from tokensqueeze.engines.continuous_batch import ContinuousBatch
+
 _TOKENS_A_PASS = 2048
 
 
@@ -25,6 +27,16 @@ def build_engine(folder: Path, engine: EngineSettings, dtype: str) -> Engine:
     from tokensqueeze.engines.transformers_engine import TransformersEngine
 
     return TransformersEngine.load(folder, dtype=torch_dtype, device=device, max_batch_size=engine.max_batch_size)
+
+
+def build_batch(folder: Path, engine: EngineSettings, dtype: str) -> "ContinuousBatch":
+    """Load a model directory into a batch that serves."""
+    torch_dtype, device = _place(folder, dtype, engine.threads)
+    from tokensqueeze.engines.continuous_batch import ContinuousBatch
+    from tokensqueeze.engines.transformers_engine import TransformersEngine
+
+    loaded = TransformersEngine.load(folder, dtype=torch_dtype, device=device, max_batch_size=engine.max_batch_size)
+    return ContinuousBatch(loaded)
 
 
 def build_scoring_model(folder: Path, engine: EngineSettings, dtype: str) -> "PreTrainedModel":

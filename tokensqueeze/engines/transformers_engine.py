@@ -26,6 +26,8 @@ from tokensqueeze.engines.attention_kinds import partial_attention, positions_de
 from tokensqueeze.engines.base import Generation, GenerationRequest, distinct_prompts
 from tokensqueeze.engines.checkpoint import context_length, eos_token_ids, load_model, load_tokenizer
 from tokensqueeze.engines.packed_linear import pack_linear_layers
+from tokensqueeze.engines.sampling import draw
+from tokensqueeze.engines.slot_cache import SlotCache, next_token_logits
 from tokensqueeze.engines.trunks import KeysValues, Trunk, TrunkUse, attention_to_trunks, can_share_trunks, longest_extensions
 from tokensqueeze.errors import EngineError
 from tokensqueeze.schema import FinishReason
@@ -35,8 +37,6 @@ if TYPE_CHECKING:
 
 _PREFILL_TOKENS = 16_384
 """Padded trunk tokens per forward pass."""
-_GROWTH = 128
-"""The cache grows by this many positions."""
 _SPARED_TOKENS = 4096
 """Tokens of keys and values a trunk must spare each step, before rows share it: every trunk in use costs a step extra time."""
 
@@ -69,7 +69,7 @@ class TransformersEngine:
         self.model, self.tokenizer = model, tokenizer
         self.eos_token_ids, self.context_length, self.max_batch_size = eos_token_ids, context_length, max_batch_size
         # Kept from call to call: fresh memory costs more than the arithmetic on it.
-        self._cache = _SlotCache(max_batch_size, model.device)
+        self._cache = SlotCache(max_batch_size, model.device)
         self._token_texts: list[str] | None = None
 
     @classmethod
@@ -186,7 +186,7 @@ class _Batch:
     A slot holds a row's whole past, or, where trunks are `shared`, what follows the row's prefix.
     """
 
-    def __init__(self, model: "PreTrainedModel", cache: "_SlotCache", *, shared: bool):
+    def __init__(self, model: "PreTrainedModel", cache: SlotCache, *, shared: bool):
         self.model, self.cache, self.slots, self.shared = model, cache, cache.slots, shared
         self.rows: list[_Row] = []
         self.lengths = torch.zeros(self.slots, dtype=torch.long, device=model.device)
@@ -240,22 +240,16 @@ class _Batch:
     def step(self) -> list[int]:
         """Read every row's last token and return its next."""
         count = len(self.rows)
-        lengths_B = self.lengths[:count]
-        seen = int(lengths_B.max()) + 1
-        visible_BS = torch.arange(seen, device=lengths_B.device)[None] <= lengths_B[:, None]
-        mask_B11S = torch.zeros(count, 1, 1, seen, dtype=self.model.dtype, device=lengths_B.device)
-        mask_B11S.masked_fill_(~visible_BS[:, None, None], torch.finfo(self.model.dtype).min)
-        self.cache.begin_step(lengths_B, seen)
         more: dict[str, Any] = {"trunk_uses": self._trunk_uses()} if self.shared else {}
-        output = self.model(
-            input_ids=self.last_tokens[:count, None],
-            position_ids=(self.offsets[:count] + lengths_B)[:, None],
-            attention_mask=mask_B11S,
-            past_key_values=self.cache,
-            use_cache=True,
+        logits_BV = next_token_logits(
+            self.model,
+            self.cache,
+            tokens_B=self.last_tokens[:count],
+            lengths_B=self.lengths[:count],
+            positions_B=self.offsets[:count] + self.lengths[:count],
             **more,
         )
-        tokens_B = _draw(output.logits[:, -1].float(), self.rows)
+        tokens_B = _draw(logits_BV, self.rows)
         self.lengths[:count] += 1
         self.last_tokens[:count] = tokens_B
         return tokens_B.tolist()
@@ -279,7 +273,7 @@ class _Batch:
             self.rows[slot].trunk = self.rows[slot].uniforms = None
             last = len(self.rows) - 1
             if slot != last:
-                self.cache.move(last, slot, int(self.lengths[last]))
+                self.cache.copy(last, slot, int(self.lengths[last]))
                 for tensor in (self.lengths, self.offsets, self.last_tokens):
                     tensor[slot] = tensor[last]
                 self.rows[slot] = self.rows[last]
@@ -287,83 +281,17 @@ class _Batch:
             self._uses = None
 
 
-class _SlotCache:
-    """Keys and values of B slots, each of its own length, as the models' attention layers ask for them (`update`).
-
-    What an earlier row left beyond a row's length is finite and masked, so it counts for exactly nothing.
-    """
-
-    is_compileable = False
-
-    def __init__(self, slots: int, device: torch.device):
-        self.slots, self.device = slots, device
-        self.keys: list[torch.Tensor] = []
-        self.values: list[torch.Tensor] = []
-
-    def begin_step(self, lengths_B: torch.Tensor, seen: int) -> None:
-        self.lengths_B, self.seen = lengths_B, seen
-        self.slot_B = torch.arange(len(lengths_B), device=self.device)
-
-    def update(
-        self, keys_BH1D: torch.Tensor, values_BH1D: torch.Tensor, layer: int, *_: Any, **__: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        self._make_room(layer, keys_BH1D, values_BH1D, self.seen)
-        self.keys[layer][self.slot_B, :, self.lengths_B] = keys_BH1D[:, :, 0]
-        self.values[layer][self.slot_B, :, self.lengths_B] = values_BH1D[:, :, 0]
-        count = len(self.lengths_B)
-        return self.keys[layer][:count, :, : self.seen], self.values[layer][:count, :, : self.seen]
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.seen - 1
-
-    def fill(self, slots: slice, layers: Sequence[KeysValues], length: int) -> None:
-        """Copy the beginning of a trunk into some slots."""
-        for layer, trunk in enumerate(layers):
-            self._make_room(layer, trunk.keys_HPD, trunk.values_HPD, length)
-            self.keys[layer][slots, :, :length] = trunk.keys_HPD[:, :length]
-            self.values[layer][slots, :, :length] = trunk.values_HPD[:, :length]
-
-    def move(self, source: int, target: int, length: int) -> None:
-        for tensor in (*self.keys, *self.values):
-            tensor[target, :, :length] = tensor[source, :, :length]
-
-    def _make_room(self, layer: int, keys: torch.Tensor, values: torch.Tensor, needed: int) -> None:
-        for kept, new in ((self.keys, keys), (self.values, values)):
-            if len(kept) == layer:
-                kept.append(new.new_zeros(self.slots, new.shape[-3], 0, new.shape[-1]))
-            held = kept[layer].shape[2]
-            if needed > held:
-                grown = max(needed, held + _GROWTH)
-                kept[layer] = torch.nn.functional.pad(kept[layer], (0, 0, 0, grown - held))
-
-
 def _draw(logits_BV: torch.Tensor, rows: Sequence[_Row]) -> torch.Tensor:
-    """Draw each row's next token: the largest logit, or the inverse of the distribution function at the row's own uniform."""
-    greedy_B = logits_BV.argmax(-1)
     sampled = [index for index, row in enumerate(rows) if row.request.temperature > 0]
-    if not sampled:
-        return greedy_B
     place = {"device": logits_BV.device, "dtype": torch.float32}
-    temperature_B = torch.tensor([rows[index].request.temperature for index in sampled], **place)  # type: ignore[arg-type]
-    uniform_B = torch.tensor([rows[index].next_uniform() for index in sampled], dtype=torch.float64)
-    probabilities_BV = torch.softmax(logits_BV[sampled] / temperature_B[:, None], dim=-1)
-    if any(rows[index].request.top_p < 1 for index in sampled):
-        top_p_B = torch.tensor([rows[index].request.top_p for index in sampled], **place)  # type: ignore[arg-type]
-        probabilities_BV = _nucleus(probabilities_BV, top_p_B)
-    cumulative_BV = probabilities_BV.cumsum(-1, dtype=torch.float64)
-    threshold_B = uniform_B.to(cumulative_BV.device) * cumulative_BV[:, -1]
-    drawn_B = torch.searchsorted(cumulative_BV, threshold_B[:, None], right=True)[:, 0]
-    tokens_B = greedy_B.clone()
-    tokens_B[sampled] = drawn_B.clamp(max=logits_BV.shape[-1] - 1)
-    return tokens_B
-
-
-def _nucleus(probabilities_BV: torch.Tensor, top_p_B: torch.Tensor) -> torch.Tensor:
-    """Keep the fewest most probable tokens whose mass reaches top_p."""
-    ordered_BV, order_BV = probabilities_BV.sort(dim=-1, descending=True, stable=True)
-    before_BV = ordered_BV.cumsum(-1) - ordered_BV
-    ordered_BV = ordered_BV.masked_fill(before_BV >= top_p_B[:, None], 0.0)
-    return torch.zeros_like(probabilities_BV).scatter_(-1, order_BV, ordered_BV)
+    top_ps = [rows[index].request.top_p for index in sampled]
+    return draw(
+        logits_BV,
+        sampled,
+        temperature_S=torch.tensor([rows[index].request.temperature for index in sampled], **place),  # type: ignore[arg-type]
+        top_p_S=torch.tensor(top_ps, **place) if any(top_p < 1 for top_p in top_ps) else None,  # type: ignore[arg-type]
+        uniform_S=torch.tensor([rows[index].next_uniform() for index in sampled], dtype=torch.float64),
+    )
 
 
 def _chunks_of_tokens(trunks: Sequence[Trunk], most: int) -> list[list[Trunk]]:

@@ -38,18 +38,7 @@ class VLLMEngine:
         vllm = _import_vllm()
         on_cpu = vllm.platforms.current_platform.is_cpu()
         try:
-            self._llm = vllm.LLM(
-                model=str(model_dir),
-                dtype="float32" if dtype == "auto" and on_cpu else dtype,
-                max_model_len=self.context_length,
-                max_num_seqs=engine.max_batch_size,
-                tensor_parallel_size=engine.tensor_parallel_size,
-                gpu_memory_utilization=engine.gpu_memory_utilization,
-                enable_prefix_caching=True,
-                load_format="safetensors",
-                enforce_eager=on_cpu,
-                **(_whole_prompts(self.context_length) if on_cpu else {}),
-            )
+            self._llm = vllm.LLM(model=str(model_dir), **engine_arguments(engine, dtype, self.context_length, on_cpu=on_cpu))
         except Exception as error:  # vLLM raises whatever its many parts do; all of it means that there is no engine
             raise EngineError(
                 f"{model_dir}: vLLM could not start ({type(error).__name__}: {error}); if memory is short, raise "
@@ -97,6 +86,21 @@ class VLLMEngine:
             skip_special_tokens=False,
             spaces_between_special_tokens=False,
         )
+
+
+def engine_arguments(engine: EngineSettings, dtype: str, context_length: int, *, on_cpu: bool) -> dict[str, Any]:
+    """Return vLLM's arguments for a model directory, but for the directory itself; `dtype` is the setting `model.dtype`."""
+    arguments = {
+        "dtype": "float32" if dtype == "auto" and on_cpu else dtype,
+        "max_model_len": context_length,
+        "max_num_seqs": engine.max_batch_size,
+        "tensor_parallel_size": engine.tensor_parallel_size,
+        "gpu_memory_utilization": engine.gpu_memory_utilization,
+        "enable_prefix_caching": True,
+        "load_format": "safetensors",
+        "enforce_eager": on_cpu,
+    }
+    return arguments | (_whole_prompts(context_length) if on_cpu else {})
 
 
 def _whole_prompts(context_length: int) -> dict[str, Any]:

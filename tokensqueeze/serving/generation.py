@@ -4,19 +4,17 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
+from tokensqueeze.engines.base import ThinkingLimit, TokenLogprob
+from tokensqueeze.errors import EngineError
 from tokensqueeze.schema import FinishReason
 
 
-@dataclass(frozen=True)
-class ThinkingLimit:
-    """Where thinking is closed: as `traces.thinking_budget.cut_at_budget` cuts, but while the model is thinking."""
+class EngineBusy(EngineError):
+    """All engines have as much waiting as they may."""
 
-    budget: int
-    """Tokens of thinking that stay; the tag that ends thinking does not count."""
-    think_end: str
-    """Text of that tag; once it has been generated, the limit is met."""
-    close_token_ids: tuple[int, ...]
-    """What is put behind the budget's last token; behind it the model goes on by itself."""
+
+class EngineStopped(EngineError):
+    """The engine that was asked has failed before; another may serve the request."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +41,6 @@ class ServedRequest:
 
 
 @dataclass(frozen=True)
-class TokenLogprob:
-    """Natural logarithms of probabilities at temperature 1, over the whole vocabulary."""
-
-    logprob: float
-    """The token's own."""
-    top: tuple[tuple[int, float], ...] = ()
-    """The most probable tokens with theirs, most probable first."""
-
-
-@dataclass(frozen=True)
 class Piece:
     """The next tokens of one completion."""
 
@@ -64,6 +52,8 @@ class Piece:
     """Set in the last piece, and in no other."""
     thinking_closed: bool = False
     """Whether, in this piece, the thinking was closed at its budget."""
+    resumed: int = 0
+    """How often the completion was taken up by another replica since the piece before."""
 
 
 class TokenSource(Protocol):

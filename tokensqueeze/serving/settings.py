@@ -2,7 +2,7 @@
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from tokensqueeze.config import Day, EngineSettings, ModelSettings
 from tokensqueeze.errors import SettingsError
-from tokensqueeze.settings_file import Section, check_section, mistakes_text
+from tokensqueeze.settings_file import Section, check_section, mistakes_text, override_settings, read_settings_file
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][\w./:-]*")
@@ -34,6 +34,8 @@ class ReplicaSettings(Section):
 class ServedModel(ModelSettings):
     name: str | None = None
     """What clients ask for; default: the directory's name, or its parent's where it is called `model`."""
+    reasoning: bool | None = None
+    """Whether it thinks before it answers; default: whether its chat template opens the thinking, or knows `think_end`."""
     engine: EngineSettings = EngineSettings()
     replicas: ReplicaSettings = ReplicaSettings()
 
@@ -134,6 +136,45 @@ class ServeSettings(Section):
 
     def model_names(self) -> list[str]:
         return [model.name or default_name(model.path) for model in self.models]
+
+
+def serve_settings(
+    file: Path | None,
+    *,
+    model: str | None,
+    base: str | None,
+    name: str | None,
+    each: Mapping[str, Mapping[str, Any]],
+    all_models: Mapping[str, Any],
+    overrides: Sequence[str],
+) -> ServeSettings:
+    """Return the settings of `tokensqueeze serve`: a file's, with what the command line says over them.
+
+    `each` is laid over every model, `all_models` over the server's own settings; None leaves what is there. Raises
+    `SettingsError`.
+    """
+    values: dict[str, Any] = read_settings_file(file) if file else {}
+    if model:
+        named = {"name": name} if name else {}
+        values["models"] = [*([{"path": base, "name": _base_name(base, name or default_name(model))}] if base else [])]
+        values["models"].append({"path": model, **named})
+    elif base or name:
+        raise SettingsError(f"{'--base' if base else '--name'}: is of a MODEL, and none is named")
+    elif not file:
+        raise SettingsError("MODEL: missing; name a model directory, demo, or a file with --settings")
+    for served in values.get("models", []):
+        for section, given in each.items():
+            said = {key: value for key, value in given.items() if value is not None}
+            if said and isinstance(served, dict):
+                served[section] = served.get(section, {}) | said
+    values |= {key: value for key, value in all_models.items() if value is not None}
+    override_settings(values, overrides)
+    return check_serve_settings(values)
+
+
+def _base_name(path: str, squeezed: str) -> str:
+    name = default_name(path)
+    return f"{name}-base" if name == squeezed else name
 
 
 def default_name(path: str) -> str:

@@ -1,0 +1,158 @@
+"""What does serving cost against the bare engine: throughput and time to the first token, at several numbers of clients?
+
+The bare engine is the same continuous batch, stepped in a plain loop in this process by clients that ask their next question
+when their last answer ends: no HTTP, no JSON, no text, no Ray. Served, the same requests (same tokens, seeds, slots and
+threads) go through `tokensqueeze serve` as streams, their clients in this process. Rounds alternate; ratios are medians of
+each round's own.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.serving_load import ask, closed_loop, server, session
+from tokensqueeze.config import EngineSettings, ProblemSource
+from tokensqueeze.engines.base import GenerationRequest
+from tokensqueeze.engines.build import build_engine
+from tokensqueeze.engines.checkpoint import load_tokenizer, model_dir
+from tokensqueeze.engines.continuous_batch import ContinuousBatch
+from tokensqueeze.problems.source import read_problems
+
+SETTINGS = """
+models = [{{ path = {path}, name = "served", engine = {{ max_batch_size = {slots}, threads = {threads} }} }}]
+access_log = {access_log}
+[limits]
+max_concurrency = 4096
+max_queued = 4096
+"""
+
+
+@dataclass(frozen=True)
+class Round:
+    tokens_per_second: float
+    first_token_seconds: float
+    """The median."""
+    tokens: int
+
+
+def bare_round(batch: ContinuousBatch, requests: Sequence[GenerationRequest], concurrency: int) -> Round:
+    waiting = deque(enumerate(requests))
+    asked: dict[str, float] = {}
+    first: dict[str, float] = {}
+    tokens = under_way = 0
+    began = time.perf_counter()
+    while waiting or under_way:
+        while waiting and under_way < concurrency:
+            index, request = waiting.popleft()
+            asked[str(index)] = time.perf_counter()
+            batch.add(str(index), request)
+            under_way += 1
+        growths = batch.step()
+        now = time.perf_counter()
+        for growth in growths:
+            first.setdefault(growth.key, now - asked[growth.key])
+            tokens += len(growth.token_ids)
+            under_way -= growth.finish_reason is not None
+    return Round(tokens / (time.perf_counter() - began), statistics.median(first.values()), tokens)
+
+
+async def served_round(url: str, key: str, jobs: Sequence[dict[str, Any]], concurrency: int) -> Round:
+    async with session(key) as http:
+        began = time.perf_counter()
+        replies = await closed_loop(jobs, concurrency, lambda job: ask(http, url, job))
+        seconds = time.perf_counter() - began
+    broken = [reply.error or "incomplete" for reply in replies if not reply.complete]
+    if broken:
+        raise RuntimeError(f"{len(broken)} of {len(jobs)} answers were not complete: {broken[:3]}")
+    tokens = sum(reply.completion_tokens for reply in replies)
+    first = [reply.first_token for reply in replies if reply.first_token is not None]
+    return Round(tokens / seconds, statistics.median(first), tokens)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--problems", default="demo:test")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--requests-per-client", type=int, default=8)
+    parser.add_argument("--min-requests", type=int, default=16)
+    parser.add_argument("--max-tokens", type=int, default=200)
+    parser.add_argument("--slots", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+
+    folder = model_dir(args.model)
+    engine_settings = EngineSettings(max_batch_size=args.slots, threads=args.threads)
+    engine = build_engine(folder, engine_settings, "auto")
+    batch = ContinuousBatch(engine)  # type: ignore[arg-type]
+    tokenizer = load_tokenizer(folder)
+    counts = {clients: max(args.min_requests, clients * args.requests_per_client) for clients in args.concurrency}
+    source = ProblemSource(path=args.problems, limit=max(counts.values()))
+    questions = [problem.question for problem in read_problems(source, key="--problems")]
+    jobs, requests = [], []
+    for seed in range(max(counts.values())):
+        messages = [{"role": "user", "content": questions[seed % len(questions)]}]
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        ids = tokenizer(str(prompt), add_special_tokens=False)["input_ids"]
+        requests.append(GenerationRequest(ids, args.max_tokens, 0.7, 1.0, seed))  # type: ignore[arg-type]
+        body = {"model": "served", "messages": messages, "max_tokens": args.max_tokens, "temperature": 0.7, "seed": seed}
+        jobs.append(body | {"top_p": 1.0, "stream": True, "stream_options": {"include_usage": True}})
+
+    results: dict[int, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as work:
+        settings = Path(work) / "serve.toml"
+        access_log = json.dumps(str(Path(work) / "access.log"))
+        settings.write_text(
+            SETTINGS.format(path=json.dumps(str(folder)), slots=args.slots, threads=args.threads, access_log=access_log)
+        )
+        with server(["--settings", str(settings)], Path(work) / "server.log") as served:
+            for clients, count in counts.items():
+                pairs = []
+                for round_number in range(args.rounds + 1):
+                    bare = bare_round(batch, requests[:count], clients)
+                    through = asyncio.run(served_round(served.url, served.key, jobs[:count], clients))
+                    if through.tokens != bare.tokens:
+                        print(f"note: {through.tokens} tokens served, {bare.tokens} bare: the rates compare different work")
+                    if round_number:  # the first warms up
+                        pairs.append((bare, through))
+                        print(f"{clients} clients, round {round_number}: bare {bare}, served {through}", flush=True)
+                results[clients] = compared(pairs)
+    print("clients, bare tokens/s, served tokens/s, ratio; bare TTFT p50 ms, served, ratio, added ms")
+    for clients, row in results.items():
+        rates = f"{row['bare_tokens_per_second']:8.0f} {row['tokens_per_second']:8.0f} {row['throughput_ratio']:6.3f}"
+        first = f"{row['bare_ttft_p50_ms']:8.1f} {row['ttft_p50_ms']:8.1f} {row['ttft_p50_ratio']:6.2f}"
+        print(f"{clients:4} {rates}   {first} {row['ttft_p50_added_ms']:8.1f}")
+    keys = ("throughput_ratio", "ttft_p50_ratio", "ttft_p50_added_ms")
+    by_key = {key: {str(clients): round(row[key], 4) for clients, row in results.items()} for key in keys}
+    print(json.dumps({**by_key, "model": args.model, "slots": args.slots, "threads": args.threads, "cpus": os.cpu_count()}))
+
+
+def compared(pairs: Sequence[tuple[Round, Round]]) -> dict[str, float]:
+    return {
+        "throughput_ratio": statistics.median([served.tokens_per_second / bare.tokens_per_second for bare, served in pairs]),
+        "ttft_p50_ratio": statistics.median([served.first_token_seconds / bare.first_token_seconds for bare, served in pairs]),
+        "ttft_p50_added_ms": statistics.median(
+            [(served.first_token_seconds - bare.first_token_seconds) * 1e3 for bare, served in pairs]
+        ),
+        "bare_tokens_per_second": statistics.median([bare.tokens_per_second for bare, _ in pairs]),
+        "tokens_per_second": statistics.median([served.tokens_per_second for _, served in pairs]),
+        "bare_ttft_p50_ms": statistics.median([bare.first_token_seconds * 1e3 for bare, _ in pairs]),
+        "ttft_p50_ms": statistics.median([served.first_token_seconds * 1e3 for _, served in pairs]),
+    }
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    main()

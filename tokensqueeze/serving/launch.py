@@ -1,0 +1,155 @@
+"""`tokensqueeze serve`: engines on a private Ray Serve, the ingress under uvicorn in this process, on this machine alone.
+
+The ingress talks to the engines by Serve's handles; that spares the hop through Serve's proxy, which on a cluster stands in
+front of the same app, and leaves sockets, signals and draining to this process.
+"""
+
+import asyncio
+import contextlib
+import logging
+import math
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import ray
+import uvicorn
+from ray import serve
+from ray.serve.config import ProxyLocation
+
+from tokensqueeze.engines.checkpoint import model_dir
+from tokensqueeze.errors import EngineError, SettingsError
+from tokensqueeze.ray_words import ray_words_to
+from tokensqueeze.serving.auth import KeyRing
+from tokensqueeze.serving.deployment_options import ENVIRONMENT, QUIET
+from tokensqueeze.serving.deployments import deployment_name, engine_app, front_door
+from tokensqueeze.serving.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from ray.serve.handle import DeploymentHandle
+
+_IDLE_CONNECTION_SECONDS = 5
+_BACKLOG = 2048
+
+
+@dataclass(frozen=True)
+class Listening:
+    """What a person needs to use the server."""
+
+    url: str
+    key: str | None
+    """The key that was made for this start; none where the settings name keys, or want none."""
+    models: list[str]
+
+
+def serve_models(settings: ServeSettings, *, announce: Callable[[Listening], None], say: Callable[[str], None]) -> None:
+    """Serve until told to stop (SIGINT or SIGTERM), then let requests under way end.
+
+    `announce` is called when requests are answered; `say` tells what takes long.
+    Raises `SettingsError` for an address that can't be used, `ModelError` for a directory that can't be served, and
+    `EngineError` where an engine doesn't start.
+    """
+    with _bound(settings) as listener:
+        for model in settings.models:
+            model_dir(model.path)  # said before Ray takes seconds to start
+        keys, key = KeyRing.for_start(settings)
+        with _engines(settings, say) as handles:
+            app = front_door(settings, handles, keys)
+            address, port = listener.getsockname()[:2]
+            listening = Listening(f"http://{f'[{address}]' if ':' in address else address}:{port}", key, settings.model_names())
+            server = _Server(app, settings, announce=lambda: announce(listening), say=say)
+            asyncio.run(server.serve(sockets=[listener]))
+
+
+@contextlib.contextmanager
+def _bound(settings: ServeSettings) -> Iterator[socket.socket]:
+    where = f"host, port: {settings.host}:{settings.port}"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise SettingsError(f"{where}: can't be listened to ({error.strerror or error}); choose another with --port") from error
+    with listener:
+        yield listener
+
+
+@contextlib.contextmanager
+def _engines(settings: ServeSettings, say: Callable[[str], None]) -> "Iterator[dict[str, DeploymentHandle]]":
+    """Deploy the engines on a Ray of their own, and yield their handles by model name."""
+    names = settings.model_names()
+    apps = {name: engine_app(name, model, settings) for name, model in zip(names, settings.models, strict=True)}
+    wanted = sum((model.replicas.max or max(1, model.replicas.min)) * model.replicas.cpus for model in settings.models)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    say("starting Ray")
+    ray.init(
+        address="local",
+        num_cpus=max(os.cpu_count() or 1, math.ceil(wanted)),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": ENVIRONMENT},
+    )
+    try:
+        # No proxy of Serve's: nothing but this process's listener is reached from outside of Ray.
+        serve.start(proxy_location=ProxyLocation.Disabled, logging_config=QUIET)
+        say(f"loading {', '.join(names)}")
+        targets = [serve.RunTarget(app, name=deployment_name(name), route_prefix=None) for name, app in apps.items()]
+        try:
+            handles = serve.run_many(targets)
+        except RuntimeError as error:
+            raise EngineError(f"the engines did not start: {error}") from error
+        yield dict(zip(names, handles, strict=True))
+    finally:
+        # Serve's controller ends before Ray's own processes have heard its last calls, and they say so.
+        with ray_words_to(Path(os.devnull)):
+            with contextlib.suppress(Exception):  # Ray may be gone already, and nothing that is served depends on it any more
+                serve.shutdown()
+            ray.shutdown()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, announced when it listens, and drained when it is told to stop."""
+
+    def __init__(self, app: "FastAPI", settings: ServeSettings, *, announce: Callable[[], None], say: Callable[[str], None]):
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=_IDLE_CONNECTION_SECONDS,
+                timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
+                backlog=_BACKLOG,
+                lifespan="off",
+            )
+        )
+        self._app, self._announce, self._say = app, announce, say
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._announce()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but a signal that was heeded is not raised again: stopping when told to is no failure."""
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.should_exit:
+            under_way = self._app.state.in_flight()
+            self._app.state.drain()
+            self._say(f"stopping; {under_way} requests under way" if under_way else "stopping")
+        super().handle_exit(sig, frame)
