@@ -1,15 +1,20 @@
 """What does serving cost against the bare engine: throughput and time to the first token, at several numbers of clients?
 
 The bare engine is the same continuous batch, stepped in a plain loop in this process by clients that ask their next question
-when their last answer ends: no HTTP, no JSON, no text, no Ray. Served, the same requests (same tokens, seeds, slots and
-threads) go through `tokensqueeze serve` as streams, their clients in this process. Rounds alternate; ratios are medians of
-each round's own.
+when their last answer has ended: no HTTP, no JSON, no text, no Ray. Served, the same requests (same tokens, seeds, slots and
+threads) go through `tokensqueeze serve` as streams, their clients in this process.
+
+Throughput is of clients that ask again at once. For the time to the first token each waits a little first, the same on both
+sides, so that requests come while a step is under way: asked between two steps, as only a caller in the engine's own loop can,
+a bare engine would be spared half a step. Rounds alternate; ratios are medians of each round's own.
 """
 
 import argparse
 import asyncio
+import heapq
 import json
 import os
+import random
 import statistics
 import tempfile
 import time
@@ -21,7 +26,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.serving_load import ask, closed_loop, server, session
+from benchmarks.serving_load import Reply, ask, closed_loop, server, session
 from tokensqueeze.config import EngineSettings, ProblemSource
 from tokensqueeze.engines.base import GenerationRequest
 from tokensqueeze.engines.build import build_engine
@@ -46,31 +51,47 @@ class Round:
     tokens: int
 
 
-def bare_round(batch: ContinuousBatch, requests: Sequence[GenerationRequest], concurrency: int) -> Round:
-    waiting = deque(enumerate(requests))
+def bare_round(
+    batch: ContinuousBatch, requests: Sequence[GenerationRequest], concurrency: int, pauses: Sequence[float]
+) -> Round:
+    """`pauses`: seconds from the moment that a client is free until it asks each request."""
+    free = [time.perf_counter()] * concurrency
     asked: dict[str, float] = {}
     first: dict[str, float] = {}
+    waiting = deque(enumerate(requests))
+    coming: list[tuple[float, int]] = []
     tokens = under_way = 0
     began = time.perf_counter()
-    while waiting or under_way:
-        while waiting and under_way < concurrency:
-            index, request = waiting.popleft()
-            asked[str(index)] = time.perf_counter()
-            batch.add(str(index), request)
+    while waiting or coming or under_way:
+        while waiting and free:
+            index, _ = waiting.popleft()
+            heapq.heappush(coming, (free.pop() + pauses[index], index))
+        if coming and not under_way:
+            time.sleep(max(0.0, coming[0][0] - time.perf_counter()))
+        while coming and coming[0][0] <= time.perf_counter():
+            moment, index = heapq.heappop(coming)
+            asked[str(index)] = moment
+            batch.add(str(index), requests[index])
             under_way += 1
         growths = batch.step()
         now = time.perf_counter()
         for growth in growths:
             first.setdefault(growth.key, now - asked[growth.key])
             tokens += len(growth.token_ids)
-            under_way -= growth.finish_reason is not None
+            if growth.finish_reason:
+                under_way -= 1
+                free.append(now)
     return Round(tokens / (time.perf_counter() - began), statistics.median(first.values()), tokens)
 
 
-async def served_round(url: str, key: str, jobs: Sequence[dict[str, Any]], concurrency: int) -> Round:
+async def served_round(url: str, key: str, jobs: Sequence[dict[str, Any]], concurrency: int, pauses: Sequence[float]) -> Round:
+    async def pause_and_ask(job: tuple[float, dict[str, Any]]) -> Reply:
+        await asyncio.sleep(job[0])
+        return await ask(http, url, job[1])
+
     async with session(key) as http:
         began = time.perf_counter()
-        replies = await closed_loop(jobs, concurrency, lambda job: ask(http, url, job))
+        replies = await closed_loop(list(zip(pauses, jobs, strict=True)), concurrency, pause_and_ask)
         seconds = time.perf_counter() - began
     broken = [reply.error or "incomplete" for reply in replies if not reply.complete]
     if broken:
@@ -85,11 +106,12 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--problems", default="demo:test")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--requests-per-client", type=int, default=8)
-    parser.add_argument("--min-requests", type=int, default=16)
+    parser.add_argument("--requests-per-client", type=int, default=6)
+    parser.add_argument("--min-requests", type=int, default=24)
     parser.add_argument("--max-tokens", type=int, default=200)
     parser.add_argument("--slots", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--pause-seconds", type=float, default=0.2, help="mean, of clients whose first token is timed")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
 
@@ -120,14 +142,21 @@ def main() -> None:
         with server(["--settings", str(settings)], Path(work) / "server.log") as served:
             for clients, count in counts.items():
                 pairs = []
+                pausing = random.Random(clients)
+                none, pauses = [0.0] * count, [pausing.uniform(0, 2 * args.pause_seconds) for _ in range(count)]
                 for round_number in range(args.rounds + 1):
-                    bare = bare_round(batch, requests[:count], clients)
-                    through = asyncio.run(served_round(served.url, served.key, jobs[:count], clients))
-                    if through.tokens != bare.tokens:
-                        print(f"note: {through.tokens} tokens served, {bare.tokens} bare: the rates compare different work")
+                    halves = []
+                    for pause in (none, pauses):
+                        bare = bare_round(batch, requests[:count], clients, pause)
+                        through = asyncio.run(served_round(served.url, served.key, jobs[:count], clients, pause))
+                        if through.tokens != bare.tokens:
+                            print(f"note: {through.tokens} tokens served, {bare.tokens} bare: not the same work")
+                        halves.append((bare, through))
                     if round_number:  # the first warms up
-                        pairs.append((bare, through))
-                        print(f"{clients} clients, round {round_number}: bare {bare}, served {through}", flush=True)
+                        pairs.append(halves)
+                        print(
+                            f"{clients} clients, round {round_number}: (bare, served) at once and paused: {halves}", flush=True
+                        )
                 results[clients] = compared(pairs)
     print("clients, bare tokens/s, served tokens/s, ratio; bare TTFT p50 ms, served, ratio, added ms")
     for clients, row in results.items():
@@ -139,17 +168,17 @@ def main() -> None:
     print(json.dumps({**by_key, "model": args.model, "slots": args.slots, "threads": args.threads, "cpus": os.cpu_count()}))
 
 
-def compared(pairs: Sequence[tuple[Round, Round]]) -> dict[str, float]:
+def compared(rounds: Sequence[list[tuple[Round, Round]]]) -> dict[str, float]:
+    rates = [(bare.tokens_per_second, served.tokens_per_second) for (bare, served), _ in rounds]
+    firsts = [(bare.first_token_seconds * 1e3, served.first_token_seconds * 1e3) for _, (bare, served) in rounds]
     return {
-        "throughput_ratio": statistics.median([served.tokens_per_second / bare.tokens_per_second for bare, served in pairs]),
-        "ttft_p50_ratio": statistics.median([served.first_token_seconds / bare.first_token_seconds for bare, served in pairs]),
-        "ttft_p50_added_ms": statistics.median(
-            [(served.first_token_seconds - bare.first_token_seconds) * 1e3 for bare, served in pairs]
-        ),
-        "bare_tokens_per_second": statistics.median([bare.tokens_per_second for bare, _ in pairs]),
-        "tokens_per_second": statistics.median([served.tokens_per_second for _, served in pairs]),
-        "bare_ttft_p50_ms": statistics.median([bare.first_token_seconds * 1e3 for bare, _ in pairs]),
-        "ttft_p50_ms": statistics.median([served.first_token_seconds * 1e3 for _, served in pairs]),
+        "throughput_ratio": statistics.median(served / bare for bare, served in rates),
+        "ttft_p50_ratio": statistics.median(served / bare for bare, served in firsts),
+        "ttft_p50_added_ms": statistics.median(served - bare for bare, served in firsts),
+        "bare_tokens_per_second": statistics.median(bare for bare, _ in rates),
+        "tokens_per_second": statistics.median(served for _, served in rates),
+        "bare_ttft_p50_ms": statistics.median(bare for bare, _ in firsts),
+        "ttft_p50_ms": statistics.median(served for _, served in firsts),
     }
 
 

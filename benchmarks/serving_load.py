@@ -12,10 +12,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import psutil
+
+Job = TypeVar("Job")
 
 _STARTED = re.compile(r"serving .* at (http://\S+)/v1")
 _KEY = re.compile(r"key: (\S+)")
@@ -188,9 +190,7 @@ def _openai_shape(answer: dict[str, Any]) -> bool:
     return isinstance(error, dict) and {"message", "type", "param", "code"} <= set(error) and bool(error["message"])
 
 
-async def closed_loop(
-    jobs: Sequence[dict[str, Any]], concurrency: int, send: Callable[[dict[str, Any]], Awaitable[Reply]]
-) -> list[Reply]:
+async def closed_loop(jobs: Sequence[Job], concurrency: int, send: Callable[[Job], Awaitable[Reply]]) -> list[Reply]:
     """Send every job, `concurrency` at a time, each client its next when its last has ended; in the jobs' order."""
     replies: list[Reply | None] = [None] * len(jobs)
     waiting = iter(enumerate(jobs))

@@ -1,4 +1,4 @@
-"""What Ray's own processes write to standard error: out of the way of what a person reads."""
+"""What Ray's own processes have to say: out of the way of what a person reads."""
 
 import os
 import sys
@@ -8,15 +8,20 @@ from pathlib import Path
 
 
 @contextmanager
-def ray_words_to(log: Path) -> Iterator[None]:
-    """Send what Ray's own processes write to standard error to a file, so that a terminal shows the run."""
-    sys.stderr.flush()
-    terminal = os.dup(2)
+def ray_words_to(log: Path, *, stdout: bool = False) -> Iterator[None]:
+    """Send what Ray's own processes write to standard error, and to standard output if told so, to a file."""
+    streams = (sys.stderr, sys.stdout) if stdout else (sys.stderr,)
+    numbers = (2, 1) if stdout else (2,)
+    for stream in streams:
+        stream.flush()
+    terminal = [os.dup(number) for number in numbers]
     with log.open("ab") as file:
-        os.dup2(file.fileno(), 2)
+        for number in numbers:
+            os.dup2(file.fileno(), number)
         try:
             yield
         finally:
-            sys.stderr.flush()
-            os.dup2(terminal, 2)
-            os.close(terminal)
+            for stream, number, kept in zip(streams, numbers, terminal, strict=True):
+                stream.flush()
+                os.dup2(kept, number)
+                os.close(kept)

@@ -39,7 +39,7 @@ def chromium() -> Iterator[Chrome]:
     binary = os.environ.get("CHROMIUM") or next((path for name in names if (path := shutil.which(name))), None)
     driver = os.environ.get("CHROMEDRIVER") or shutil.which("chromedriver")
     if binary is None or driver is None:
-        pytest.skip("no Chromium with its chromedriver; `make test-page`, or apt-get install chromium chromium-driver")
+        pytest.skip("no Chromium with its chromedriver; `make browser` installs them")
     options = ChromeOptions()
     options.binary_location = binary
     for flag in _FLAGS + (("--no-sandbox",) if os.geteuid() == 0 else ()):

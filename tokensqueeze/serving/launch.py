@@ -96,6 +96,8 @@ def _engines(settings: ServeSettings, say: Callable[[str], None]) -> "Iterator[d
         log_to_driver=False,
         logging_level=logging.ERROR,
         runtime_env={"env_vars": ENVIRONMENT},
+        # Engines are what the machine is for; by itself Ray lets its workers step back behind all else.
+        _system_config={"worker_niceness": 0},
     )
     try:
         # No proxy of Serve's: nothing but this process's listener is reached from outside of Ray.
@@ -109,7 +111,7 @@ def _engines(settings: ServeSettings, say: Callable[[str], None]) -> "Iterator[d
         yield dict(zip(names, handles, strict=True))
     finally:
         # Serve's controller ends before Ray's own processes have heard its last calls, and they say so.
-        with ray_words_to(Path(os.devnull)):
+        with ray_words_to(Path(os.devnull), stdout=True):
             with contextlib.suppress(Exception):  # Ray may be gone already, and nothing that is served depends on it any more
                 serve.shutdown()
             ray.shutdown()
