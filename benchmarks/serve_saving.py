@@ -18,6 +18,7 @@ import numpy as np
 from benchmarks.serving_load import Reply, ask, closed_loop, server, session
 from tokensqueeze.config import ProblemSource
 from tokensqueeze.problems.source import read_problems
+from tokensqueeze.serving.settings import default_name
 
 
 def chat(model: str, question: str, seed: int, temperature: float) -> dict[str, Any]:
@@ -71,7 +72,7 @@ def main() -> None:
         log = Path(folder) / "access.log"
         arguments = [args.squeezed, "--base", args.base, "--name", "squeezed", "--access-log", str(log)]
         with server(arguments, Path(folder) / "server.log") as served:
-            base, squeezed = "demo" if args.base == "demo" else Path(args.base).name, "squeezed"
+            base, squeezed = default_name(args.base), "squeezed"
             found = asyncio.run(measure(served.url, served.key, [base, squeezed], questions, args))
     ratios = {
         "throughput_ratio": found[squeezed]["requests_per_second"] / found[base]["requests_per_second"],

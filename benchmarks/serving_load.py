@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -109,7 +109,6 @@ class Reply:
     completion_tokens: int = 0
     text: str = ""
     error: str = ""
-    gaps: list[float] = field(default_factory=list)
 
 
 @asynccontextmanager
@@ -137,7 +136,7 @@ async def ask(http: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> Re
 
 async def _read_stream(response: aiohttp.ClientResponse, began: float) -> Reply:
     reply = Reply(status=200, complete=False, proper_error=False)
-    finished, done, last = 0, False, 0.0
+    finished, done = 0, False
     async for line in response.content:
         if not line.startswith(b"data: "):
             continue
@@ -153,9 +152,6 @@ async def _read_stream(response: aiohttp.ClientResponse, began: float) -> Reply:
             text = (choice["delta"].get("reasoning_content") or "") + (choice["delta"].get("content") or "")
             if text and reply.first_token is None:
                 reply.first_token = now - began
-            elif text:
-                reply.gaps.append(now - last)
-            last = now if text else last
             reply.text += text
             finished += choice.get("finish_reason") is not None
         if event.get("usage"):

@@ -7,16 +7,15 @@
 The job serves until it is stopped; then no request is taken any more, and those under way are let end.
 """
 
-import signal
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import serve
 
-from tokensqueeze.serving.deployments import serving_app
+from tokensqueeze.cli import one_line_errors
+from tokensqueeze.errors import SettingsError
+from tokensqueeze.serving.deployments import serve_until_stopped, serving_app
 from tokensqueeze.serving.settings import ServeSettings, check_serve_settings
 from tokensqueeze.settings_file import read_settings_file
 
@@ -30,17 +29,8 @@ def build_app(args: dict[str, Any]) -> serve.Application:
     return serving_app(settings_of(args))
 
 
-def serve_until_stopped(settings: ServeSettings) -> None:
-    ray.init()
-    serve.start(http_options={"host": settings.host, "port": settings.port})
-    serve.run(serving_app(settings), name="tokensqueeze", route_prefix="/")
-    print(f"serving {', '.join(settings.model_names())} at http://{settings.host}:{settings.port}/v1", flush=True)
-    stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
-    stopped.wait()
-    serve.delete("tokensqueeze")
-
-
 if __name__ == "__main__":
-    serve_until_stopped(settings_of({"settings": sys.argv[1]}))
+    with one_line_errors():
+        if len(sys.argv) != 2:
+            raise SettingsError("SETTINGS.toml: name one file, as in python -m ray_jobs.serve_model server.toml")
+        serve_until_stopped(settings_of({"settings": sys.argv[1]}))

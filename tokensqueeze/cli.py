@@ -304,7 +304,9 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen at; others than this machine's own need keys.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="0 picks a free one.", show_default="8000")] = None,
     replicas: Annotated[int | None, typer.Option(min=1, help="Engines behind each model.", show_default="1")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each engine.", show_default="1")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of each transformers engine.", show_default="1")
+    ] = None,
     engine: Annotated[str | None, typer.Option(help="transformers or vllm.", show_default="transformers")] = None,
     access_log: Annotated[
         Path | None, typer.Option(metavar="FILE", help="One line of JSON per request.", show_default="standard error")
@@ -322,7 +324,7 @@ def serve(
         base=base,
         name=name,
         each={"replicas": {"min": replicas}, "engine": {"threads": threads, "kind": engine}},
-        all_models={
+        server={
             "host": host,
             "port": port,
             "access_log": str(access_log) if access_log else None,
@@ -384,13 +386,21 @@ def _named_if_missing() -> Iterator[None]:
         raise MissingPackageError(f"{what}: pip install 'tokensqueeze[run]'") from error
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; a `TokenSqueezeError` is one line, never a traceback."""
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End the process with one line for a `TokenSqueezeError`, and its exit code."""
     try:
-        app(arguments)
+        yield
     except TokenSqueezeError as error:
         print(f"tokensqueeze: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; a `TokenSqueezeError` is one line, never a traceback."""
+    try:
+        with one_line_errors():
+            app(arguments)
     except SystemExit as exit:
         # What typer makes of Ctrl-C.
         if exit.code == _INTERRUPTED:

@@ -9,7 +9,7 @@ from datetime import date
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from pydantic import Field, PlainSerializer, field_validator
+from pydantic import AfterValidator, Field, PlainSerializer, field_validator
 
 from tokensqueeze.errors import SettingsError
 from tokensqueeze.schema import AnswerKind
@@ -384,12 +384,22 @@ class DecodingSettings(Section):
     seed: int = 0
 
 
+def _closes(text: str) -> str:
+    if "{think_end}" not in text:
+        raise ValueError("write {think_end} where the thinking is to end")
+    return text
+
+
+CloseText = Annotated[str, AfterValidator(_closes)]
+"""What closes thinking at a budget, with `{think_end}` in place of the model's tag."""
+
+
 class ForcingSettings(Section):
     """Budget forcing: thinking is closed at a budget, and the answer asked for (Muennighoff et al. 2025, arXiv 2501.19393)."""
 
     thinking_budgets: list[Annotated[int, Field(ge=0)]] = Field(default=[])
     """In tokens; each is one point of the curve of accuracy against thinking."""
-    close_text: str = "\n{think_end}\n\n"
+    close_text: CloseText = "\n{think_end}\n\n"
     """What is put behind the budget's last token; `{think_end}` stands for model.think_end, and has to be in it."""
     answer_tokens: int = Field(default=1024, ge=1)
     """Tokens the answer may take behind a forced close."""
@@ -399,13 +409,6 @@ class ForcingSettings(Section):
     def _distinct(cls, value: list[int]) -> list[int]:
         # A budget given twice would count every trace twice.
         return sorted(set(value))
-
-    @field_validator("close_text")
-    @classmethod
-    def _closes(cls, value: str) -> str:
-        if "{think_end}" not in value:
-            raise ValueError("write {think_end} where the thinking is to end")
-        return value
 
 
 class EndpointSettings(Section):

@@ -101,7 +101,7 @@ def test_errors_are_those_of_the_official_client(served: ServerProcess, client: 
         client.chat.completions.create(model="first", messages=[{"role": "user", "content": "apples " * 3000}])
 
 
-def test_a_killed_engine_loses_no_stream(served: ServerProcess, client: openai.OpenAI):
+def test_a_killed_engine_loses_no_stream(served: ServerProcess, client: openai.OpenAI, logs: Path):
     settings = {"model": "first", "messages": MESSAGES, "temperature": 1.2, "seed": 11, "max_tokens": 900, "n": 4}
     undisturbed = client.chat.completions.create(**settings)  # type: ignore[call-overload]
     texts = dict.fromkeys(range(4), "")
@@ -114,6 +114,8 @@ def test_a_killed_engine_loses_no_stream(served: ServerProcess, client: openai.O
             replica.kill()
             killed = True
     assert killed
+    last = json.loads((logs / "access.log").read_text().splitlines()[-1])
+    assert last["resumed"] >= 1, "the engine had ended before it was killed"
     assert texts == {choice.index: choice.message.reasoning_content for choice in undisturbed.choices}
 
 
@@ -170,7 +172,7 @@ def test_told_to_stop_it_ends_what_is_under_way_and_leaves_no_process(tmp_path: 
         ([], "MODEL: missing"),
     ],
 )
-def test_bad_arguments_are_one_line_and_start_nothing(arguments: list[str], said: str, tmp_path: Path):
+def test_bad_arguments_are_refused_with_the_reason_and_no_traceback(arguments: list[str], said: str, tmp_path: Path):
     done = subprocess.run(
         [sys.executable, "-m", "tokensqueeze.cli", "serve", *arguments],
         cwd=tmp_path,

@@ -1,3 +1,5 @@
+"""The page at `/` in a browser, over engines that play scripts: streams, verdict, keys, failures, keyboard, narrow screen."""
+
 import re
 from collections.abc import Iterator
 from pathlib import Path

@@ -238,8 +238,8 @@ def test_a_client_that_leaves_frees_its_places_within_a_second(server: Served, b
     source = server.sources[body["model"]]
     closed, lines = len(source.closed), len(server.log())
     leaves(server, body, behind=behind)
-    until(lambda: len(source.closed) == closed + body.get("n", 1), seconds=1)
-    until(lambda: len(server.log()) > lines, seconds=1)
+    until(lambda: len(source.closed) == closed + body.get("n", 1))
+    until(lambda: len(server.log()) > lines)
     assert server.log()[-1]["status"] == 499
 
 

@@ -103,6 +103,6 @@ def test_without_keys_whoever_calls_this_machine_by_its_own_name_is_let_in(host:
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "localhost.evil.example", "10.0.0.1:8000", "", "[::2]"])
-def test_without_keys_a_web_page_that_calls_this_machine_by_its_own_name_is_not(host: str):
+def test_without_keys_a_web_page_that_calls_this_machine_by_a_name_of_the_pages_is_refused(host: str):
     error = refusal(KeyRing([], require_key=False), [(b"host", host.encode())])
     assert (error.status, error.code) == (403, "host_not_allowed")

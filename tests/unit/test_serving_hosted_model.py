@@ -102,7 +102,7 @@ def test_whether_a_model_thinks_follows_from_its_template(folder: Path) -> None:
     assert hosted(with_template(folder, PLAIN_TEMPLATE + "{# strips up to </think> #}")).is_reasoning
 
 
-def test_or_else_it_is_set(folder: Path) -> None:
+def test_whether_a_model_thinks_can_be_set(folder: Path) -> None:
     # The tag is in the vocabulary, as in those of models that share it with one that thinks.
     assert not hosted(with_template(folder, PLAIN_TEMPLATE)).is_reasoning
     assert hosted(folder, reasoning=True).chat_prompt([user("2?")]).thinking

@@ -10,7 +10,7 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 
 from tests.unit.scripted_source import Step, demo_tokens, pieces, says
-from tests.unit.served_app import EXPIRED_KEY, KEY, Served, served
+from tests.unit.served_app import EXPIRED_KEY, KEY, Served, served, until
 from tokensqueeze.errors import EngineError
 from tokensqueeze.serving.generation import TokenLogprob
 
@@ -53,6 +53,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def client(server: Served) -> Iterator[OpenAI]:
     with OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=5) as made:
         yield made
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_behind(server: Served) -> Iterator[None]:
+    yield
+    until(lambda: server.app.state.in_flight() == 0)
 
 
 def test_a_chat_has_its_answer_its_reasoning_and_its_usage(client: OpenAI):

@@ -3,7 +3,7 @@
 A request's tokens follow from its seed and its own past alone, as in `TransformersEngine.generate`: neither the company in the
 batch nor an interruption that is gone on from changes them.
 
-Shapes: B rows in the batch, T prompts read together, P their tokens, V vocabulary, H key/value heads, D head size.
+Shapes: B rows in the batch, S of them sampled, T prompts read together, P their tokens, V vocabulary.
 """
 
 from collections import deque

@@ -41,7 +41,10 @@ def build_app(
     access_log: AccessLog,
     keys: KeyRing,
 ) -> FastAPI:
-    """`app.state.drain()` turns new requests away while those under way end; `app.state.in_flight()` counts these."""
+    """`app.state.drain()` turns new requests away while those under way end; `app.state.in_flight()` counts these.
+
+    `app.state.count_engines()` brings the gauge of engines up to date, which `/metrics` and `/ready` do by themselves.
+    """
     app = FastAPI(title="tokensqueeze", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     traffic = Traffic()
     admission = Admission(settings.limits, on_change=metrics.observe_load)
@@ -99,6 +102,11 @@ def build_app(
     )
     app.state.drain = lambda: setattr(traffic, "draining", True)
     app.state.in_flight = lambda: traffic.in_flight
+
+    async def count_engines() -> None:
+        metrics.observe_replicas(await _engines(readiness, settings))
+
+    app.state.count_engines = count_engines
     return app
 
 
@@ -126,11 +134,10 @@ def _add_operation(
 
     @app.get("/metrics")
     async def prometheus() -> Response:
-        metrics.observe_replicas(await _engines(readiness, settings))
+        await app.state.count_engines()
         return Response(metrics.text(), headers={"content-type": CONTENT_TYPE})
 
     description = describe()
-    app.openapi = lambda: description  # type: ignore[method-assign]
 
     @app.get("/openapi.json")
     async def openapi() -> Response:

@@ -99,9 +99,8 @@ class Choice:
 
     def _time(self, num_tokens: int) -> None:
         now, record = time.monotonic(), self._record
-        record.last_piece_seconds = now - record.arrived
         if record.first_token_seconds is None:
-            record.first_token_seconds = record.last_piece_seconds
+            record.first_token_seconds = now - record.arrived
         if self._last_piece is not None and num_tokens:
             record.inter_token_seconds.append(((now - self._last_piece) / num_tokens, num_tokens))
         self._last_piece = now

@@ -28,11 +28,12 @@ class ServerConsole:
             self._print(f"page: {listening.url}/#key={listening.key}")
         else:
             self._print(f"page: {listening.url}/")
-        key = listening.key or ("$YOUR_KEY" if own_keys else None)
         body = {"model": listening.models[-1], "messages": [{"role": "user", "content": _QUESTION}]}
         lines = [f"curl {listening.url}/v1/chat/completions"]
-        lines += [f"-H 'Authorization: Bearer {key}'"] if key and key != "$YOUR_KEY" else []
-        lines += ['-H "Authorization: Bearer $YOUR_KEY"'] if key == "$YOUR_KEY" else []
+        if listening.key:
+            lines.append(f"-H 'Authorization: Bearer {listening.key}'")
+        elif own_keys:
+            lines.append('-H "Authorization: Bearer $YOUR_KEY"')
         lines += ["-H 'Content-Type: application/json'", f"-d '{json.dumps(body)}'"]
         self._print(" ".join(lines))
         self._print("Ctrl-C stops it; requests under way are let end.")

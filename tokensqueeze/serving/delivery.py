@@ -11,10 +11,10 @@ from starlette.types import Receive, Scope, Send
 
 from tokensqueeze.errors import EngineError
 from tokensqueeze.serving.admission import Admission, Admitted, Traffic
-from tokensqueeze.serving.answering import PreparedAnswer
 from tokensqueeze.serving.api_errors import ApiError, told_to_client
 from tokensqueeze.serving.auth import KeyHolder
 from tokensqueeze.serving.body_limits import ClientGone
+from tokensqueeze.serving.prepared_answer import PreparedAnswer
 from tokensqueeze.serving.request_record import RequestRecord
 from tokensqueeze.serving.settings import LimitSettings
 

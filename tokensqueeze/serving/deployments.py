@@ -1,11 +1,15 @@
 """What Ray Serve runs for some settings: a deployment of engines per model and, on a cluster, the ingress in front."""
 
+import asyncio
 import hashlib
 import re
+import signal
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import ray
 from ray import serve
 from ray.serve import metrics as serving_metrics
 from ray.serve.handle import DeploymentHandle
@@ -28,6 +32,8 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from ray.serve import Application
 
+_APPLICATION = "tokensqueeze"
+_COUNT_SECONDS = 10.0
 _INGRESS_REQUESTS = 4096
 """What Serve lets through to one ingress; the ingress's own limits turn away long before."""
 
@@ -97,7 +103,16 @@ class Ingress:
     async def __serve_build_asgi_app__(self) -> "FastAPI":
         handles = dict(zip(self._settings.model_names(), self._engines, strict=True))
         # Ray's own metrics add up over the cluster's ingresses; /metrics knows the one that is asked.
-        return front_door(self._settings, handles, KeyRing.of(self._settings), mirror=serving_metrics)
+        app = front_door(self._settings, handles, KeyRing.of(self._settings), mirror=serving_metrics)
+        self._counting = asyncio.create_task(_keep_counting(app))
+        return app
+
+
+async def _keep_counting(app: "FastAPI") -> None:
+    """Keep the number of engines current for Ray's own metrics, whose readers ask nothing of the ingress."""
+    while True:
+        await app.state.count_engines()
+        await asyncio.sleep(_COUNT_SECONDS)
 
 
 def serving_app(settings: ServeSettings) -> "Application":
@@ -116,3 +131,16 @@ def serving_app(settings: ServeSettings) -> "Application":
         **lifecycle_options(settings),
     )
     return ingress.bind(settings, *engines)
+
+
+def serve_until_stopped(settings: ServeSettings) -> None:
+    """Serve on the Ray cluster that this process belongs to, until SIGINT or SIGTERM; then requests under way are let end."""
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    ray.init()
+    serve.start(http_options={"host": settings.host, "port": settings.port})
+    serve.run(serving_app(settings), name=_APPLICATION, route_prefix="/")
+    print(f"serving {', '.join(settings.model_names())} at http://{settings.host}:{settings.port}/v1", flush=True)
+    stopped.wait()
+    serve.delete(_APPLICATION)

@@ -9,10 +9,6 @@ from tokensqueeze.errors import EngineError
 from tokensqueeze.schema import FinishReason
 
 
-class EngineBusy(EngineError):
-    """All engines have as much waiting as they may."""
-
-
 class EngineStopped(EngineError):
     """The engine that was asked has failed before; another may serve the request."""
 

@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 
 from tokensqueeze.errors import EngineError
-from tokensqueeze.serving.generation import EngineBusy, EngineStopped, Piece, ServedRequest
+from tokensqueeze.serving.generation import EngineStopped, Piece, ServedRequest
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
@@ -49,7 +49,7 @@ class HandleSource:
     async def stream(self, request: ServedRequest) -> AsyncGenerator[Piece, None]:
         """Yield the completion in pieces. Closing the generator frees the request's place in the engine.
 
-        Raises `EngineBusy` where all engines are full, and another `EngineError` where none could finish it.
+        Raises `EngineError` where none could finish it.
         """
         generated, lost, told = list(request.generated_token_ids), 0, 0
         while True:
@@ -65,7 +65,7 @@ class HandleSource:
                 if _is_own_cancellation(error):
                     raise
                 if lost == self._resumes:
-                    raise EngineError(f"the request's engine broke off, for the {lost + 1}. time ({error!r})") from error
+                    raise EngineError(f"the request's engine broke off {lost + 1} times, the last by {error!r}") from error
                 lost += 1
             await asyncio.sleep(_FIRST_PAUSE_SECONDS * 2 ** (lost - 1))
 
@@ -82,9 +82,8 @@ class HandleSource:
                 piece = await anext(response, None)
         except TimeoutError as error:
             raise EngineError(f"no engine has gone on with the request for {patience_seconds:g} s") from error
-        except BackPressureError as error:
-            raise EngineBusy(str(error)) from error
-        except DeploymentUnavailableError as error:
+        # The first only where somebody has given the deployment a `max_queued_requests`: the ingress counts what waits itself.
+        except (BackPressureError, DeploymentUnavailableError) as error:
             raise EngineError(error.message) from error
         except _LOST as error:
             # Behind the end there is nothing more to lose.

@@ -21,7 +21,7 @@ _FIRST_TOKEN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10,
 _TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
 _DURATION_BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 _TURNED_AWAY = frozenset({401, 403, 408, 413, 415, 429})
-"""Statuses of requests that were refused unread; 503 joins them where the server was stopping."""
+"""Of requests refused for who sent them, how, or how much was under way; 503 joins them where the server was stopping."""
 DRAINING = "draining"
 NONE = "none"
 """Label of a request without a model, or without a key."""
@@ -50,7 +50,7 @@ class ServingMetrics:
         self._base_lengths = {name: model.base_length for name, model in models.items()}
         made = _Instruments(self.registry, mirror)
         self._requests = made.counter("requests", "HTTP requests that ended.", "route", "model", "status", "key")
-        self._refusals = made.counter("refusals", "Requests that were turned away before they were looked at.", "reason")
+        self._refusals = made.counter("refusals", "Requests turned away for other reasons than what they ask for.", "reason")
         self._tokens = made.counter("tokens", "Tokens of prompts, of reasoning and of answers.", "model", "kind")
         self._resumed = made.counter("resumed_streams", "Completions that another replica took up where one died.", "model")
         self._closed = made.counter("thinking_closed", "Completions whose thinking was closed at its budget.", "model")

@@ -37,7 +37,6 @@ class RequestRecord:
     resumed: int = 0
     """How often a choice was taken up by another replica."""
     first_token_seconds: float | None = None
-    last_piece_seconds: float | None = None
     inter_token_seconds: list[tuple[float, int]] = field(default_factory=list)
     """For each piece behind a choice's first: seconds per token, and tokens."""
     duration_seconds: float | None = None

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from tokensqueeze.config import Day, EngineSettings, ModelSettings
+from tokensqueeze.config import CloseText, Day, EngineSettings, ModelSettings
 from tokensqueeze.errors import SettingsError
 from tokensqueeze.settings_file import Section, check_section, mistakes_text, override_settings, read_settings_file
 
@@ -21,7 +21,7 @@ class ReplicaSettings(Section):
 
     min: int = Field(default=1, ge=0)
     max: int | None = Field(default=None, ge=1)
-    """Default: `min`, which is no autoscaling."""
+    """Default: `min`, which is no autoscaling; 1 where `min` is 0: an engine that is started when somebody asks."""
     load: float = Field(default=0.75, gt=0)
     """Requests per place, running and waiting, that autoscaling aims at: above it replicas are added."""
     upscale_delay_seconds: float = Field(default=10, ge=0)
@@ -85,29 +85,23 @@ class LimitSettings(Section):
     retry_after_seconds: int = Field(default=1, ge=1)
     """What a client that was turned away (429, 503) is told to wait."""
     request_timeout_seconds: float = Field(default=600, gt=0)
+    """From a request's arrival to the end of its answer."""
 
 
-Effort = Annotated[float, Field(ge=0)]
+EffortBudget = Annotated[float, Field(ge=0)]
 
 
 class ThinkingSettings(Section):
     """Thinking budgets: at the budget the thinking is closed, and the model answers (arXiv 2501.19393)."""
 
-    low: Effort = 1 / 32
+    low: EffortBudget = 1 / 32
     """What `reasoning_effort: low` means: a share of the model's context length if it is below 1, tokens otherwise."""
-    medium: Effort = 1 / 8
-    high: Effort = 1 / 2
+    medium: EffortBudget = 1 / 8
+    high: EffortBudget = 1 / 2
     default_budget: int | None = Field(default=None, ge=0)
     """Tokens of thinking for a request that names neither a budget nor an effort; default: no budget."""
-    close_text: str = "\n{think_end}\n\n"
+    close_text: CloseText = "\n{think_end}\n\n"
     """What is put behind the budget's last token; `{think_end}` stands for the model's `think_end`."""
-
-    @field_validator("close_text")
-    @classmethod
-    def _closes(cls, value: str) -> str:
-        if "{think_end}" not in value:
-            raise ValueError("write {think_end} where the thinking is to end")
-        return value
 
 
 class ServeSettings(Section):
@@ -115,6 +109,7 @@ class ServeSettings(Section):
     compare: list[str] = Field(default=[], max_length=2)
     """Names of the base and the squeezed model that the page at `/` shows side by side; default: the first two models."""
     host: str = "127.0.0.1"
+    """Under `serve deploy` the file's `http_options` say where to listen, instead of this and `port`."""
     port: int = Field(default=8000, ge=0, le=65535)
     """0 picks a free one."""
     keys: list[KeySettings] = Field(default=[])
@@ -145,12 +140,12 @@ def serve_settings(
     base: str | None,
     name: str | None,
     each: Mapping[str, Mapping[str, Any]],
-    all_models: Mapping[str, Any],
+    server: Mapping[str, Any],
     overrides: Sequence[str],
 ) -> ServeSettings:
     """Return the settings of `tokensqueeze serve`: a file's, with what the command line says over them.
 
-    `each` is laid over every model, `all_models` over the server's own settings; None leaves what is there. Raises
+    `each` is laid over every model, `server` over the server's own settings; None leaves what is there. Raises
     `SettingsError`.
     """
     values: dict[str, Any] = read_settings_file(file) if file else {}
@@ -162,12 +157,14 @@ def serve_settings(
         raise SettingsError(f"{'--base' if base else '--name'}: is of a MODEL, and none is named")
     elif not file:
         raise SettingsError("MODEL: missing; name a model directory, demo, or a file with --settings")
-    for served in values.get("models", []):
+    listed = values.get("models")
+    for served in listed if isinstance(listed, list) else []:
         for section, given in each.items():
             said = {key: value for key, value in given.items() if value is not None}
-            if said and isinstance(served, dict):
-                served[section] = served.get(section, {}) | said
-    values |= {key: value for key, value in all_models.items() if value is not None}
+            # What is no table here is told when all is checked.
+            if said and isinstance(served, dict) and isinstance(served.setdefault(section, {}), dict):
+                served[section] |= said
+    values |= {key: value for key, value in server.items() if value is not None}
     override_settings(values, overrides)
     return check_serve_settings(values)
 

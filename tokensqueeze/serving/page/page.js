@@ -131,6 +131,7 @@ async function open() {
   columns[0].offer(models, withRole("base") ?? models[0]);
   columns[1]?.offer(models, withRole("squeezed") ?? models.find((model) => model !== columns[0].model));
   byId("columns").classList.toggle("single", columns.length === 1);
+  for (const about of document.querySelectorAll(".both")) about.hidden = columns.length === 1;
   byId("columns").hidden = false;
   byId("title").textContent = columns.length > 1 ? "The same question, side by side" : "Ask the model";
   byId("budget-label").hidden = models.every((model) => model.tokensqueeze?.reasoning === false);
