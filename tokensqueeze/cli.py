@@ -343,12 +343,12 @@ def serve(
 
 @app.command()
 def serve_key(name: Annotated[str, typer.Argument(help="Whom the key is for; it stands in the access log.")]) -> None:
-    """Make a key for a server: the key for its client, and the lines for the server's settings, which keep its hash alone."""
+    """Make a key: the lines for a server's settings, which keep its hash alone; the key itself goes to standard error."""
     from tokensqueeze.serving.auth import key_digest, new_key
 
     key = new_key()
-    typer.echo(f"# Give this to {name}; it is kept nowhere:\n# {key}\n[[keys]]")
-    typer.echo(f'name = {json.dumps(name)}\nsha256 = "{key_digest(key)}"')
+    typer.echo(f"the key, for {name}; it is kept nowhere:\n{key}", err=True)
+    typer.echo(f'[[keys]]\nname = {json.dumps(name)}\nsha256 = "{key_digest(key)}"')
 
 
 def _run(settings_file: Path, output: Path, overrides: list[str], until: str, address: str | None, store: Path | None) -> None:

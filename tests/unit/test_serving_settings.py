@@ -32,7 +32,7 @@ def settings(file: Path | None = None, **said: Any) -> ServeSettings:
         ({"model": "runs/demo/model", "base": "demo", "name": "squeezed"}, ["demo", "squeezed"]),
     ],
 )
-def test_models_are_named_after_their_folders_unless_told_otherwise(said: dict[str, str], names: list[str]):
+def test_models_are_named_after_their_folders_unless_told_otherwise(said: dict[str, Any], names: list[str]):
     assert settings(**said).model_names() == names
 
 
@@ -136,8 +136,8 @@ def test_no_two_models_share_a_deployment():
 
 
 def test_a_new_key_opens_the_server_whose_settings_hold_its_lines():
-    printed = CliRunner().invoke(app, ["serve-key", 'ann "the" analyst']).stdout
-    key = next(line.removeprefix("# ") for line in printed.splitlines() if line.startswith("# tsq-"))
-    (held,) = tomllib.loads(printed)["keys"]
+    printed = CliRunner().invoke(app, ["serve-key", 'ann "the" analyst'])
+    key = printed.stderr.splitlines()[-1]
+    assert key.startswith("tsq-") and key not in printed.stdout
+    (held,) = tomllib.loads(printed.stdout)["keys"]
     assert held == {"name": 'ann "the" analyst', "sha256": key_digest(key)}
-    assert key not in printed.replace(f"# {key}", "")

@@ -87,7 +87,7 @@ class Admission:
         retry_after = limits.retry_after_seconds
         if running + choices > of_key:
             message = (
-                f"This key has {running} choices under way and the request asks for {choices}; it may have {of_key}. "
+                f"Of this key's choices {running} are under way and the request asks for {choices}; it may have {of_key}. "
                 f"Wait for others to end, or try again in {retry_after} s."
             )
             raise ApiError(429, message, code="concurrency_limit", retry_after=retry_after)

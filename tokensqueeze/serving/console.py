@@ -33,6 +33,7 @@ class ServerConsole:
         if listening.key:
             lines.append(f"-H 'Authorization: Bearer {listening.key}'")
         elif own_keys:
+            self._print("a key: one of those whose hashes the settings hold; put it in place of $YOUR_KEY")
             lines.append('-H "Authorization: Bearer $YOUR_KEY"')
         lines += ["-H 'Content-Type: application/json'", f"-d '{json.dumps(body)}'"]
         self._print(" ".join(lines))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import ray
 from ray import serve
 from ray.serve import metrics as serving_metrics
+from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
 from tokensqueeze.engines.checkpoint import model_dir
@@ -140,7 +141,20 @@ def serve_until_stopped(settings: ServeSettings) -> None:
         signal.signal(number, lambda *_: stopped.set())
     ray.init()
     serve.start(http_options={"host": settings.host, "port": settings.port})
+    _check_address(settings)
     serve.run(serving_app(settings), name=_APPLICATION, route_prefix="/")
     print(f"serving {', '.join(settings.model_names())} at http://{settings.host}:{settings.port}/v1", flush=True)
     stopped.wait()
     serve.delete(_APPLICATION)
+
+
+def _check_address(settings: ServeSettings) -> None:
+    """Raise `SettingsError` where Serve's proxy runs already, and elsewhere: it keeps the address that it was started with."""
+    client = _get_global_client()
+    assert client, "serve.start has made one"
+    held = client.http_config
+    if (held.host, held.port) != (settings.host, settings.port):
+        raise SettingsError(
+            f"host, port: {settings.host}:{settings.port}, but the cluster's Serve listens at {held.host}:{held.port} until "
+            "`serve shutdown`; set these, or shut it down first"
+        )

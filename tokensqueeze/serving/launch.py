@@ -6,6 +6,7 @@ front of the same app, and leaves sockets, signals and draining to this process.
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import math
 import os
@@ -61,10 +62,18 @@ def serve_models(settings: ServeSettings, *, announce: Callable[[Listening], Non
         keys, key = KeyRing.for_start(settings)
         with _engines(settings, say) as handles:
             app = front_door(settings, handles, keys)
-            address, port = listener.getsockname()[:2]
-            listening = Listening(f"http://{f'[{address}]' if ':' in address else address}:{port}", key, settings.model_names())
+            listening = Listening(_url(listener), key, settings.model_names())
             server = _Server(app, settings, announce=lambda: announce(listening), say=say)
             asyncio.run(server.serve(sockets=[listener]))
+            say("stopping Ray")
+
+
+def _url(listener: socket.socket) -> str:
+    """Return the server's address; where it listens at every address of this machine, the machine's name."""
+    address, port = listener.getsockname()[:2]
+    if ipaddress.ip_address(address).is_unspecified:
+        address = socket.gethostname()
+    return f"http://{f'[{address}]' if ':' in address else address}:{port}"
 
 
 @contextlib.contextmanager
@@ -89,16 +98,7 @@ def _engines(settings: ServeSettings, say: Callable[[str], None]) -> "Iterator[d
     wanted = sum((model.replicas.max or max(1, model.replicas.min)) * model.replicas.cpus for model in settings.models)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     say("starting Ray")
-    ray.init(
-        address="local",
-        num_cpus=max(os.cpu_count() or 1, math.ceil(wanted)),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        runtime_env={"env_vars": ENVIRONMENT},
-        # Engines are what the machine is for; by itself Ray lets its workers step back behind all else.
-        _system_config={"worker_niceness": 0},
-    )
+    _start_ray(num_cpus=max(os.cpu_count() or 1, math.ceil(wanted)))
     try:
         # No proxy of Serve's: nothing but this process's listener is reached from outside of Ray.
         serve.start(proxy_location=ProxyLocation.Disabled, logging_config=QUIET)
@@ -115,6 +115,27 @@ def _engines(settings: ServeSettings, say: Callable[[str], None]) -> "Iterator[d
             with contextlib.suppress(Exception):  # Ray may be gone already, and nothing that is served depends on it any more
                 serve.shutdown()
             ray.shutdown()
+
+
+def _start_ray(num_cpus: int) -> None:
+    try:
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": ENVIRONMENT},
+            _system_config={
+                # Engines are what the machine is for; by itself Ray lets its workers step back behind all else.
+                "worker_niceness": 0,
+                # Its exporter would tell Ray's own numbers to whoever reaches this machine, without a token.
+                "enable_metrics_collection": False,
+            },
+        )
+    except Exception as error:  # Ray raises whatever its many parts do; all of it means that it is not there
+        ray.shutdown()
+        raise EngineError(f"Ray did not start ({error}); if the machine is busy, try again") from error
 
 
 class _Server(uvicorn.Server):
@@ -153,5 +174,6 @@ class _Server(uvicorn.Server):
         if not self.should_exit:
             under_way = self._app.state.in_flight()
             self._app.state.drain()
-            self._say(f"stopping; {under_way} requests under way" if under_way else "stopping")
+            cut = "; Ctrl-C again cuts them off"
+            self._say(f"stopping, with requests under way: {under_way}{cut}" if under_way else "stopping")
         super().handle_exit(sig, frame)
