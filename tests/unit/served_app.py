@@ -21,6 +21,7 @@ from tokensqueeze.serving.answering import Answering
 from tokensqueeze.serving.app import build_app
 from tokensqueeze.serving.auth import KeyRing, key_digest
 from tokensqueeze.serving.hosted_model import HostedModel
+from tokensqueeze.serving.http_server import server_config
 from tokensqueeze.serving.metrics import ServingMetrics
 from tokensqueeze.serving.settings import ServedModel, ServeSettings, check_serve_settings
 
@@ -77,9 +78,7 @@ def built(scripts: Mapping[str, Sequence[Script]], log_path: Path, **settings: A
 @contextlib.contextmanager
 def served(scripts: Mapping[str, Sequence[Script]], log_path: Path, **settings: Any) -> Iterator[Served]:
     made = built(scripts, log_path, **settings)
-    server = uvicorn.Server(
-        uvicorn.Config(made.app, port=0, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2)
-    )
+    server = uvicorn.Server(server_config(made.app, drain_seconds=2))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     until(lambda: server.started)

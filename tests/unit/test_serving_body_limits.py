@@ -84,6 +84,7 @@ def test_a_body_that_takes_too_long_is_refused():
         b"application/json; charset=utf-16",
         b"application/jsonp",
         b"application/json, text/plain",
+        b"application/json; charset*" + b"9" * 5000 + b"*=a",
         b"\xff\x00",
     ],
 )

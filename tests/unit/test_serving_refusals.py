@@ -189,3 +189,24 @@ def test_a_websocket_is_refused(server: Served):
     )
     request = "\r\n".join(["GET /v1/models HTTP/1.1", "Host: localhost", *upgrade, "", ""]).encode()
     assert send_raw(server, request).split()[1] in (b"401", b"403")
+
+
+def test_a_client_that_offers_http_2_is_answered_by_http_1(server: Served):
+    body = json.dumps(chat()).encode()
+    offer = head(
+        "Connection: Upgrade, HTTP2-Settings",
+        "Upgrade: h2c",
+        "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA",
+        f"Content-Length: {len(body)}",
+    )
+    answer = send_raw(server, offer + body)
+    assert answer.startswith(b"HTTP/1.1 200") and b'"choices"' in answer
+
+
+def test_headers_without_end_are_refused(server: Served):
+    try:
+        answer = send_raw(server, b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"x" * 2_000_000)
+    except ConnectionError:  # closed while they were being sent
+        answer = b"HTTP/1.1 400"
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert ask(server, "/health").status == 200

@@ -38,5 +38,6 @@ def _nucleus(probabilities_SV: torch.Tensor, top_p_S: torch.Tensor) -> torch.Ten
     """Keep the fewest most probable tokens whose mass reaches top_p."""
     ordered_SV, order_SV = probabilities_SV.sort(dim=-1, descending=True, stable=True)
     before_SV = ordered_SV.cumsum(-1) - ordered_SV
-    ordered_SV = ordered_SV.masked_fill(before_SV >= top_p_S[:, None], 0.0)
+    # The most probable token stays, even for a top_p that is 0 as a float32.
+    ordered_SV = ordered_SV.masked_fill((before_SV >= top_p_S[:, None]) & (before_SV > 0), 0.0)
     return torch.zeros_like(probabilities_SV).scatter_(-1, order_SV, ordered_SV)

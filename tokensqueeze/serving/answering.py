@@ -22,6 +22,9 @@ _TEXT_MAX_TOKENS = 16
 _WHOLE_INTERVAL_SECONDS = 0.25
 """Tokens of an answer that nobody watches travel in larger pieces."""
 
+_GREEDY_BELOW = 1e-5
+"""A temperature that is greedy in all but name, and too small to divide by; vLLM draws the line there too."""
+
 
 class Answering:
     """Knows the served models, by name, and their limits."""
@@ -143,6 +146,7 @@ class Answering:
         seed: int,
     ) -> ServedRequest:
         room = model.context_length - len(prompt.token_ids)
+        temperature = model.defaults.temperature if body.temperature is None else body.temperature
         watched = body.stream or plan.stop_texts
         limit = (
             ThinkingLimit(plan.budget, model.think_end, model.close_token_ids)
@@ -153,7 +157,7 @@ class Answering:
             request_id=request_id,
             prompt_token_ids=prompt.token_ids,
             max_tokens=room if plan.max_tokens is None else min(plan.max_tokens, room),
-            temperature=model.defaults.temperature if body.temperature is None else body.temperature,
+            temperature=0.0 if temperature < _GREEDY_BELOW else temperature,
             top_p=model.defaults.top_p if body.top_p is None else body.top_p,
             seed=seed,
             top_logprobs=_top_logprobs(body),

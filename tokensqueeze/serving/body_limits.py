@@ -1,7 +1,7 @@
 """Reads a request's body before anything looks at it: not too long, not too slow, and said to be JSON."""
 
 import asyncio
-from email.message import Message
+import re
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as AsgiMessage
@@ -10,6 +10,7 @@ from tokensqueeze.serving.api_errors import ApiError
 from tokensqueeze.serving.settings import LimitSettings
 
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
+_JSON_IN_UTF8 = re.compile(r'\s*application/json\s*(;\s*charset\s*=\s*"?utf-?8"?\s*)?;?\s*', re.IGNORECASE)
 
 
 class ClientGone(Exception):
@@ -76,10 +77,7 @@ class BodyLimits:
 
 
 def _check_type(content_type: bytes, content_encoding: bytes) -> None:
-    header = Message()
-    header["Content-Type"] = content_type.decode("latin-1")
-    kind, charset = header.get_content_type(), header.get_param("charset", "utf-8")
-    if kind != "application/json" or not isinstance(charset, str) or charset.lower() not in ("utf-8", "utf8"):
+    if not _JSON_IN_UTF8.fullmatch(content_type.decode("latin-1")):
         shown = content_type[:100].decode("latin-1")
         raise ApiError(415, f"Content-Type: {shown!r}; send application/json, in UTF-8.", code="unsupported_media_type")
     if content_encoding.lower() not in (b"", b"identity"):

@@ -7,6 +7,7 @@ interruption.
 import asyncio
 import time
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
@@ -45,6 +46,9 @@ class HandleSource:
             response_serialization="pickle",
         )
         self._running, self._running_until = 0, 0.0
+        # A controller that does not answer keeps one thread of this source's own waiting, and no other.
+        self._status_thread = ThreadPoolExecutor(1, "replicas")
+        self._asking: asyncio.Future[int] | None = None
 
     async def stream(self, request: ServedRequest) -> AsyncGenerator[Piece, None]:
         """Yield the completion in pieces. Closing the generator frees the request's place in the engine.
@@ -97,10 +101,18 @@ class HandleSource:
 
     async def running(self) -> int:
         """Return how many replicas can take requests."""
-        if time.monotonic() >= self._running_until:
-            self._running_until = time.monotonic() + _STATUS_SECONDS
-            self._running = await asyncio.to_thread(self._running_replicas)
+        if self._asking is None and time.monotonic() >= self._running_until:
+            self._asking = asyncio.get_running_loop().run_in_executor(self._status_thread, self._running_replicas)
+            self._asking.add_done_callback(self._told)
+        if self._asking is not None:
+            # Whoever asked first may lose patience; the question is the others' too.
+            await asyncio.shield(self._asking)
         return self._running
+
+    def _told(self, answer: "asyncio.Future[int]") -> None:
+        self._asking = None
+        self._running_until = time.monotonic() + _STATUS_SECONDS
+        self._running = 0 if answer.cancelled() or answer.exception() else answer.result()
 
     def _running_replicas(self) -> int:
         application = serve.status().applications.get(self._handle.app_name)

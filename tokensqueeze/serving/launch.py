@@ -10,16 +10,13 @@ import ipaddress
 import logging
 import math
 import os
-import signal
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import ray
-import uvicorn
 from ray import serve
 from ray.serve.config import ProxyLocation
 
@@ -29,14 +26,11 @@ from tokensqueeze.ray_words import ray_words_to
 from tokensqueeze.serving.auth import KeyRing
 from tokensqueeze.serving.deployment_options import ENVIRONMENT, QUIET
 from tokensqueeze.serving.deployments import deployment_name, engine_app, front_door
+from tokensqueeze.serving.http_server import Server
 from tokensqueeze.serving.settings import ServeSettings
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
     from ray.serve.handle import DeploymentHandle
-
-_IDLE_CONNECTION_SECONDS = 5
-_BACKLOG = 2048
 
 
 @dataclass(frozen=True)
@@ -63,7 +57,7 @@ def serve_models(settings: ServeSettings, *, announce: Callable[[Listening], Non
         with _engines(settings, say) as handles:
             app = front_door(settings, handles, keys)
             listening = Listening(_url(listener), key, settings.model_names())
-            server = _Server(app, settings, announce=lambda: announce(listening), say=say)
+            server = Server(app, drain_seconds=settings.drain_seconds, announce=lambda: announce(listening), say=say)
             asyncio.run(server.serve(sockets=[listener]))
             say("stopping Ray")
 
@@ -100,7 +94,7 @@ def _engines(settings: ServeSettings, say: Callable[[str], None]) -> "Iterator[d
     say("starting Ray")
     _start_ray(num_cpus=max(os.cpu_count() or 1, math.ceil(wanted)))
     try:
-        # No proxy of Serve's: nothing but this process's listener is reached from outside of Ray.
+        # No proxy of Serve's: requests come by this process's listener alone.
         serve.start(proxy_location=ProxyLocation.Disabled, logging_config=QUIET)
         say(f"loading {', '.join(names)}")
         targets = [serve.RunTarget(app, name=deployment_name(name), route_prefix=None) for name, app in apps.items()]
@@ -136,44 +130,3 @@ def _start_ray(num_cpus: int) -> None:
     except Exception as error:  # Ray raises whatever its many parts do; all of it means that it is not there
         ray.shutdown()
         raise EngineError(f"Ray did not start ({error}); if the machine is busy, try again") from error
-
-
-class _Server(uvicorn.Server):
-    """uvicorn, announced when it listens, and drained when it is told to stop."""
-
-    def __init__(self, app: "FastAPI", settings: ServeSettings, *, announce: Callable[[], None], say: Callable[[str], None]):
-        super().__init__(
-            uvicorn.Config(
-                app,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=_IDLE_CONNECTION_SECONDS,
-                timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
-                backlog=_BACKLOG,
-                lifespan="off",
-            )
-        )
-        self._app, self._announce, self._say = app, announce, say
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._announce()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's, but a signal that was heeded is not raised again: stopping when told to is no failure."""
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if not self.should_exit:
-            under_way = self._app.state.in_flight()
-            self._app.state.drain()
-            cut = "; Ctrl-C again cuts them off"
-            self._say(f"stopping, with requests under way: {under_way}{cut}" if under_way else "stopping")
-        super().handle_exit(sig, frame)

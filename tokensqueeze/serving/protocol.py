@@ -6,7 +6,15 @@ takes only the value that changes nothing; any other is refused, rather than ans
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 from pydantic_core import PydanticCustomError
 
 _MOST = 2**31 - 1
@@ -52,7 +60,7 @@ class TextPart(_Sent):
 
 
 Content = Annotated[
-    Text | list[TextPart],
+    Text | Annotated[list[TextPart], Field(fail_fast=True)],
     _or_else("content", 'must be text, or a list of {"type": "text", "text": …}; images, audio and files are not supported'),
 ]
 _NoCalls = Annotated[list[Any] | None, Field(max_length=0), _unsupported("tool calls are", "send their results as text")]
@@ -112,7 +120,7 @@ class SamplingRequest(_Sent):
     """The first completion is drawn with it, each further one with a seed that follows from it and the completion's index;
     default: a random one."""
     stop: Annotated[
-        StopText | list[StopText] | None,
+        StopText | Annotated[list[StopText], Field(fail_fast=True)] | None,
         _or_else("stop", "must be a text of 1 to 256 characters, or a list of such texts"),
     ] = None
     """Texts that end a completion, and are no part of it. In a chat they are looked for in the answer, not the reasoning."""
@@ -136,7 +144,7 @@ class SamplingRequest(_Sent):
 
 
 class ChatCompletionRequest(SamplingRequest):
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: int | None = Field(default=None, ge=1, le=_MOST)
     """The newer name of `max_tokens`, which it overrides; default: what the model's context has room for."""
     logprobs: bool | None = None
@@ -154,7 +162,8 @@ class ChatCompletionRequest(SamplingRequest):
         _unsupported("other formats are", 'set {"type": "text"}, and ask for the form in a message'),
     ] = None
     modalities: Annotated[
-        list[Literal["text"]] | None, _unsupported("others than text are", 'leave it out, or set ["text"]')
+        Annotated[list[Literal["text"]], Field(fail_fast=True)] | None,
+        _unsupported("others than text are", 'leave it out, or set ["text"]'),
     ] = None
     audio: Annotated[None, _unsupported("audio is")] = None
     prediction: Annotated[None, _unsupported("predicted outputs are")] = None
@@ -179,9 +188,9 @@ TokenId = Annotated[int, Field(ge=0, le=_MOST)]
 class CompletionRequest(SamplingRequest):
     prompt: Annotated[
         Text
-        | Annotated[list[Text], Field(min_length=1)]
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)],
+        | Annotated[list[Text], Field(min_length=1, fail_fast=True)]
+        | Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
+        | Annotated[list[Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]], Field(min_length=1, fail_fast=True)],
         _or_else("prompt", "must be a text, a list of texts, a list of token ids, or a list of lists of token ids, none empty"),
     ]
     """Put to the model as it is, without a chat template; token ids without anything added."""

@@ -1,6 +1,7 @@
 """A request's body as a checked model, or a 400 that names the field, the value and the way out."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -9,6 +10,8 @@ from pydantic_core import ErrorDetails
 
 from tokensqueeze.serving.api_errors import ApiError
 
+_MOST_NAMES = 256
+"""In one object: more would each be a mistake of its own, and take seconds to tell."""
 _SHOWN = 60
 """Signs of a value that an error repeats."""
 
@@ -40,10 +43,11 @@ def _parsed(body: bytes) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > _MOST_NAMES:
+        raise ValueError(f"an object has {len(pairs)} names, and {_MOST_NAMES} are the most")
     values = dict(pairs)
     if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
         raise ValueError(f"the name {_shown(twice)} stands twice in one object")
     return values
 
