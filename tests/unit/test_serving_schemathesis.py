@@ -69,5 +69,6 @@ def test_requests_that_fit_have_reached_the_engine():
         pytest.fail("run this together with the tests above")
     assert len(made().sources["demo"].requests) >= EXAMPLES // 4
     statuses = {line["status"] for line in made().log()}
-    assert statuses >= {200, 400, 401, 404, 405}
+    # Which else there are depends on what was drawn.
+    assert statuses >= {200, 400, 401}
     assert max(statuses) < 500
