@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -88,5 +89,18 @@ def _path(location: Sequence[int | str], values: Any, *, missing: bool) -> str |
 
 def _shown(value: Any) -> str:
     # A surrogate alone, which JSON can escape but UTF-8 can't hold, must not break the answer.
-    text = json.dumps(value, ensure_ascii=True, default=str)
+    text = json.dumps(_beginning(value), ensure_ascii=True, default=str)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _beginning(value: Any, depth: int = 3) -> Any:
+    """Return as much of a value as an error can show: writing all of a long one takes seconds."""
+    if isinstance(value, str):
+        return value[: _SHOWN + 1]
+    if not isinstance(value, list | dict):
+        return value
+    if depth == 0:
+        return "…"
+    if isinstance(value, list):
+        return [_beginning(item, depth - 1) for item in value[:_SHOWN]]
+    return {name[: _SHOWN + 1]: _beginning(item, depth - 1) for name, item in islice(value.items(), _SHOWN)}
