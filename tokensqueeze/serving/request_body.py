@@ -13,6 +13,8 @@ from tokensqueeze.serving.api_errors import ApiError
 
 _MOST_NAMES = 256
 """In one object: more would each be a mistake of its own, and take seconds to tell."""
+_MOST_BRACKETS = 65_536
+"""Hundreds of thousands of small lists take seconds to build, whatever is said about them then."""
 _SHOWN = 60
 """Signs of a value that an error repeats."""
 
@@ -30,6 +32,9 @@ def read_request(body: bytes, kind: type[AnyRequest]) -> AnyRequest:
 
 def _parsed(body: bytes) -> Any:
     """Return the JSON. Pydantic reads it too, but lets pass a name that stands twice, of which each reader takes another."""
+    if body.count(b"[") + body.count(b"{") > _MOST_BRACKETS:
+        message = f"The request's body has more than {_MOST_BRACKETS} opening brackets. Send fewer lists, objects or brackets."
+        raise ApiError(400, message, code="invalid_value")
     try:
         return json.loads(body.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
